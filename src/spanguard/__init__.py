@@ -1,0 +1,63 @@
+"""Safe spans for MLflow's low-level tracing client: they always close, once, in order.
+
+`with traced_span(...)` around code, `TraceStateManager` for push and pop. The README has the
+first steps; each name here has its own documentation.
+"""
+
+from spanguard._config import (
+    MAX_ATTRIBUTES,
+    MAX_MESSAGE_CHARS,
+    MAX_VALUE_CHARS,
+    Limits,
+    limits,
+    strict,
+)
+from spanguard._exit import close_open_spans, flush, open_spans
+from spanguard._registry import OpenSpan
+from spanguard._span import current_span, traced_span
+from spanguard._state import TraceStateManager
+from spanguard.exceptions import (
+    DuplicateTraceIdError,
+    EmptyTraceStackError,
+    InvalidParentError,
+    InvalidSpanArgumentError,
+    OrphanedSpanError,
+    OrphanedSpanWarning,
+    SpanAlreadyEndedError,
+    SpanguardError,
+    SpanguardWarning,
+    SpanOrderError,
+    TraceLostError,
+    UnknownSpanError,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MAX_ATTRIBUTES",
+    "MAX_MESSAGE_CHARS",
+    "MAX_VALUE_CHARS",
+    "DuplicateTraceIdError",
+    "EmptyTraceStackError",
+    "InvalidParentError",
+    "InvalidSpanArgumentError",
+    "Limits",
+    "OpenSpan",
+    "OrphanedSpanError",
+    "OrphanedSpanWarning",
+    "SpanAlreadyEndedError",
+    "SpanOrderError",
+    "SpanguardError",
+    "SpanguardWarning",
+    "TraceLostError",
+    "TraceStateManager",
+    "UnknownSpanError",
+    "__version__",
+    "close_open_spans",
+    "current_span",
+    "flush",
+    "limits",
+    "open_spans",
+    "strict",
+    "traced_span",
+]

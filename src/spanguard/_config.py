@@ -1,0 +1,171 @@
+"""What the user can set: strictness, and the size caps on what is recorded."""
+
+from __future__ import annotations
+
+import os
+from contextvars import ContextVar, Token
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+__all__ = [
+    "MAX_ATTRIBUTES",
+    "MAX_MESSAGE_CHARS",
+    "MAX_VALUE_CHARS",
+    "Limits",
+    "current_limits",
+    "is_strict",
+    "limits",
+    "strict",
+]
+
+STRICT_VARIABLE = "SPANGUARD_STRICT"
+
+MAX_VALUE_CHARS = 1_000_000
+"""Characters that one payload (inputs, outputs, or the value of one attribute) may hold."""
+
+MAX_MESSAGE_CHARS = 10_000
+"""Characters that an exception's message, and its stack trace, may each hold."""
+
+MAX_ATTRIBUTES = 96
+"""Attributes on one span. MLflow keeps 128 and drops the oldest, its own trace id first."""
+
+
+# -- strictness ------------------------------------------------------------------------------
+
+
+class StrictSetting:
+    """What `strict()` returns: already in force, and a with-block that takes it back."""
+
+    def __init__(self, enabled: bool) -> None:
+        global _process_setting
+        self.enabled = enabled
+        self._previous = _process_setting
+        self._token: Token[bool | None] | None = None
+        _process_setting = self
+
+    def __enter__(self) -> StrictSetting:
+        # Used as a block: what the call has just set for the process moves into the context,
+        # so that a block in one request does not make its neighbours strict.
+        global _process_setting
+        if _process_setting is self:
+            _process_setting = self._previous
+        self._token = _context_strict.set(self.enabled)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._token is not None:
+            try:
+                _context_strict.reset(self._token)
+            except ValueError:  # left in another context, which never saw the setting
+                pass
+            self._token = None
+
+
+_process_setting: StrictSetting | None = None
+_context_strict: ContextVar[bool | None] = ContextVar("spanguard_strict", default=None)
+
+
+def strict(enabled: bool = True) -> StrictSetting:
+    """Make broken rules raise, for the whole process or for one block.
+
+    Called plainly it sets strictness for the process. Used as a with-block it holds for that
+    block in this context (thread or task) only, and restores what was before. A `strict=`
+    argument wins over both; the environment variable `SPANGUARD_STRICT=1` is the default
+    under both. A strict error is raised after everything is closed and recorded, and never in
+    place of an exception of yours.
+
+    >>> import spanguard
+    >>> with spanguard.strict():
+    ...     pass
+    """
+    return StrictSetting(bool(enabled))
+
+
+def is_strict(override: bool | None = None) -> bool:
+    """Tell whether a broken rule raises here: argument, block, process, environment, in order."""
+    if override is not None:
+        return bool(override)
+    in_context = _context_strict.get()
+    if in_context is not None:
+        return in_context
+    if _process_setting is not None:
+        return _process_setting.enabled
+    return os.environ.get(STRICT_VARIABLE, "").strip().lower() in {"1", "true", "yes", "on"}
+
+
+# -- size caps -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The caps in force. `limits()` changes them."""
+
+    value_chars: int = MAX_VALUE_CHARS
+    message_chars: int = MAX_MESSAGE_CHARS
+    attributes: int = MAX_ATTRIBUTES
+
+
+class LimitsSetting:
+    """What `limits()` returns: already in force, and a with-block that takes it back."""
+
+    def __init__(self, new: Limits) -> None:
+        global _limits
+        self._previous = _limits
+        self.limits = _limits = new
+
+    def __enter__(self) -> Limits:
+        return self.limits
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        global _limits
+        _limits = self._previous
+
+
+_limits = Limits()
+
+
+def current_limits() -> Limits:
+    """Return the caps in force."""
+    return _limits
+
+
+def limits(
+    *,
+    value_chars: int | None = None,
+    message_chars: int | None = None,
+    attributes: int | None = None,
+) -> LimitsSetting:
+    """Set the size caps of this process; as a with-block, restore the former ones at its end.
+
+    Args:
+        value_chars: characters that one payload may hold; the rest is cut and counted.
+        message_chars: characters of an exception's message and of its stack trace.
+        attributes: attributes on one span; what is over goes into `spanguard.more_attributes`.
+            At most 96: above that MLflow starts to drop its own.
+
+    Raises:
+        ValueError: a cap is not a positive whole number, or `attributes` is above 96.
+
+    >>> import spanguard
+    >>> with spanguard.limits(value_chars=200) as caps:
+    ...     caps.value_chars
+    200
+    """
+    given = {"value_chars": value_chars, "message_chars": message_chars, "attributes": attributes}
+    changes = {name: cap for name, cap in given.items() if cap is not None}
+    for name, cap in changes.items():
+        if not isinstance(cap, int) or isinstance(cap, bool) or cap < 1:
+            raise ValueError(f"{name} must be a positive whole number, not {cap!r}")
+    if attributes is not None and attributes > MAX_ATTRIBUTES:
+        raise ValueError(f"attributes must be at most {MAX_ATTRIBUTES}, not {attributes!r}")
+    return LimitsSetting(replace(_limits, **changes))

@@ -1,0 +1,71 @@
+"""The ambient span. One source of truth: the span that MLflow itself sees as active.
+
+What we put there is a stand-in for the span. When the span ends, by whatever API, the stand-in
+stands for what was active below it. A context that still holds it (a task that outlived its
+request, a thread another one popped for) then falls back to the nearest open ancestor instead
+of writing into a finished trace, which MLflow would make unreadable.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import wrapt
+
+from spanguard import _mlflow
+from spanguard._mlflow import OtelSpan
+
+__all__ = ["Ambient", "ambient_span"]
+
+
+class StandIn(wrapt.BaseObjectProxy):  # type: ignore[misc, unused-ignore]
+    """An OpenTelemetry span by delegation: to the span while it is open, to the one below after."""
+
+    def __init__(self, span: OtelSpan, below: OtelSpan) -> None:
+        super().__init__(span)
+        self._self_below = below
+
+    def fall_back(self) -> None:
+        """Stand for what is below, and let go of the span and its payload."""
+        self.__wrapped__ = self._self_below
+
+
+class Ambient:
+    """One span made active: activate at its start, leave at its end, from any context."""
+
+    __slots__ = ("_activation", "stand_in")
+
+    def __init__(self, span: OtelSpan) -> None:
+        below = ambient_span()
+        self.stand_in = StandIn(span, below)
+        self._activation = _mlflow.Activation(cast(OtelSpan, self.stand_in))
+
+    def leave(self) -> None:
+        """Restore what was active before, if this span (or one above it) is active here.
+
+        In a context that never saw the span, or has left it already, nothing changes.
+        """
+        if _holds(_mlflow.current_otel_span(), self.stand_in):
+            self._activation.restore()
+
+
+def _holds(active: Any, wanted: StandIn) -> bool:
+    """Tell whether `wanted` is active, or below what is active."""
+    while type(active) is StandIn:
+        if active is wanted:
+            return True
+        active = active._self_below
+    # A span of MLflow's fluent API on top, left active by code that never closed it, hides what
+    # is below it: it is an orphan under the wanted span if it is in the same trace.
+    if _mlflow.has_ended(active):
+        context = active.get_span_context()
+        return bool(context.trace_id == wanted.get_span_context().trace_id)
+    return False
+
+
+def ambient_span() -> OtelSpan:
+    """Return the OpenTelemetry span active here, INVALID_SPAN if none; never an ended stand-in."""
+    active: Any = _mlflow.current_otel_span()
+    while type(active) is StandIn and active.__wrapped__ is active._self_below:
+        active = active._self_below
+    return cast(OtelSpan, active)

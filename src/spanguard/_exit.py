@@ -1,0 +1,90 @@
+"""The way out: what is open, closing it, and handing everything over in bounded time."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from spanguard import _mlflow, _record, _registry
+from spanguard._findings import internal_error, settle
+from spanguard._outcome import OK, ORPHANED
+from spanguard._proxy import parse_status
+from spanguard._registry import OpenSpan
+from spanguard._site import user_site
+
+__all__ = ["close_open_spans", "flush", "open_spans"]
+
+
+def open_spans(older_than: float | None = None) -> list[OpenSpan]:
+    """Return the spans that are open in this process, oldest first, whichever API opened them.
+
+    Args:
+        older_than: only spans open for longer than this many seconds.
+
+    Spans opened before spanguard was first used in the process are not known to it.
+
+    >>> import spanguard
+    >>> spanguard.open_spans()
+    []
+    """
+    reports = [entry.report() for entry in _registry.open_entries() if not entry.ended]
+    return [span for span in reports if older_than is None or span.age > older_than]
+
+
+def close_open_spans(status: str = "ERROR") -> int:
+    """End every span that is open in this process, last opened first; return how many.
+
+    In every thread, task and trace, also spans of the raw client and the fluent API. With ERROR
+    they get the outcome `orphaned`, with the line that opened them. Meant for the end of a
+    worker or a test; a span whose block is left later is not ended again.
+
+    >>> import spanguard
+    >>> spanguard.close_open_spans()
+    0
+    """
+    code, _, finding = parse_status(status)
+    closed = close_all("close_open_spans", is_error=code == "ERROR")
+    if finding is not None:
+        settle([finding], strict=None, raised=None, site=user_site(2))
+    return closed
+
+
+def close_all(orphaned_by: str, *, is_error: bool = True) -> int:
+    """End every open span, last opened first: children start after their parents."""
+    outcome = ORPHANED if is_error else OK
+    closed = 0
+    for entry in reversed(_registry.open_entries()):
+        opened = entry.opened() if entry.opened is not None else None
+        if _registry.close_orphan(entry, orphaned_by, outcome) is not None:
+            closed += 1
+            if opened is not None:
+                opened.closed_by = "ancestor"
+                opened.deactivate()
+    return closed
+
+
+def flush(timeout: float = 30.0) -> bool:
+    """Hand over what has ended to the store, and wait for it, at most `timeout` seconds.
+
+    Returns:
+        True when MLflow's queues are empty; False when the time was up or MLflow failed, and
+        then the rest is still tried in the background. Never raises.
+
+    >>> import spanguard
+    >>> spanguard.flush(timeout=30)
+    True
+    """
+    done: list[bool] = []
+
+    def drain() -> None:
+        try:
+            _mlflow.flush_everything()
+            done.append(True)
+        except Exception as error:
+            internal_error("flushing", error)
+
+    # A thread of its own: MLflow's flush knows no time limit, and with a dead server takes minutes.
+    thread = threading.Thread(target=drain, name="spanguard-flush", daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return bool(done)

@@ -1,0 +1,65 @@
+"""Whether an experiment exists: asked once per id, and never for long."""
+
+from __future__ import annotations
+
+import threading
+
+from spanguard import _mlflow
+from spanguard._findings import internal_error
+from spanguard._payload import clean_text
+from spanguard.exceptions import InvalidSpanArgumentError
+
+__all__ = ["check"]
+
+# A dead server keeps MLflow's client retrying for minutes; user code does not wait for that.
+_MAX_WAIT_SECONDS = 2.0
+
+# (tracking URI, experiment id) -> exists. Bounded: ids come from configuration, but not always.
+_MAX_REMEMBERED = 1_000
+_known: dict[tuple[str, str], bool] = {}
+
+
+def check(experiment_id: object, span_name: str) -> InvalidSpanArgumentError | None:
+    """Return a finding if an experiment does not exist: MLflow would lose the whole trace.
+
+    If the store does not answer in two seconds, the id is taken as good for this once.
+    """
+    if not isinstance(experiment_id, str):
+        return _finding(experiment_id, span_name)
+    key = (_mlflow.tracking_uri(), experiment_id)
+    if key not in _known:
+        answer = _ask(experiment_id)
+        if answer is None:
+            return None
+        if len(_known) >= _MAX_REMEMBERED:
+            _known.clear()
+        _known[key] = answer
+    if _known[key]:
+        return None
+    del _known[key]  # it may be created yet
+    return _finding(experiment_id, span_name)
+
+
+def _ask(experiment_id: str) -> bool | None:
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            answers.append(_mlflow.experiment_exists(experiment_id))
+        except Exception as error:
+            internal_error("looking up an experiment", error)
+
+    thread = threading.Thread(target=ask, name="spanguard-experiment", daemon=True)
+    thread.start()
+    thread.join(_MAX_WAIT_SECONDS)
+    return answers[0] if answers else None
+
+
+def _finding(experiment_id: object, span_name: str) -> InvalidSpanArgumentError:
+    shown = clean_text(experiment_id, 100)
+    return InvalidSpanArgumentError(
+        f"There is no experiment with the id {shown!r}: MLflow would lose the trace of span "
+        f"{span_name!r}. It goes to the active experiment. Pass the id of an experiment as a "
+        "string.",
+        span_name=span_name,
+    )

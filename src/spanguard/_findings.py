@@ -1,0 +1,143 @@
+"""What becomes of a broken rule: an error in strict mode, one warning per site otherwise.
+
+And of a failure inside spanguard or MLflow: one log line per site, never an exception.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from types import TracebackType
+
+from spanguard._config import is_strict
+from spanguard._site import Site
+from spanguard.exceptions import SpanguardError
+
+__all__ = ["contained", "internal_error", "settle"]
+
+logger = logging.getLogger("spanguard")
+
+# Our own test suite sets this: a failure that production contains must fail a test.
+reraise_internal = False
+
+# Bounded by the call sites a program has; cleared before it could grow without bound.
+_MAX_REMEMBERED = 10_000
+_warned: set[tuple[str, str, int]] = set()
+_logged: set[tuple[str, str]] = set()
+
+
+def settle(
+    findings: Sequence[SpanguardError],
+    *,
+    strict: bool | None,
+    raised: BaseException | None,
+    site: Site,
+) -> None:
+    """Raise the first finding (strict) or warn of each of them (lenient).
+
+    With a user's exception on its way (`raised`), nothing is raised here: the strict findings
+    become notes on that exception.
+    """
+    if not findings:
+        return
+    if not is_strict(strict):
+        for finding in findings:
+            _warn_once(finding, site, raised)
+        return
+    if raised is None:
+        first, *others = findings
+        for other in others:
+            _annotate(first, other, site)
+        raise first
+    for finding in findings:
+        _annotate(raised, finding, site)
+
+
+def _annotate(exception: BaseException, finding: SpanguardError, site: Site) -> None:
+    if sys.version_info >= (3, 11):
+        try:
+            exception.add_note(f"{type(finding).__name__}: {finding}")
+            return
+        except Exception:  # an exception type may refuse notes: fall back to the warning
+            pass
+    _warn_once(finding, site, exception)
+
+
+def _warn_once(finding: SpanguardError, site: Site, raised: BaseException | None) -> None:
+    spot = getattr(finding, "site", None) or site
+    key = (type(finding).__name__, spot.code.co_filename, spot.line)
+    if key in _warned:
+        return
+    if len(_warned) >= _MAX_REMEMBERED:
+        _warned.clear()
+    _warned.add(key)
+    try:
+        # A registry of its own: "once" is ours to decide, not the interpreter's per-module memory.
+        warnings.warn_explicit(
+            str(finding), finding.warning, spot.code.co_filename, spot.line, registry={}
+        )
+    except Warning:
+        # `-W error`: the user asked for exceptions, but never in place of one of theirs.
+        if raised is None:
+            raise
+
+
+def forget_sites() -> None:
+    """Let every site warn and log again. For tests."""
+    _warned.clear()
+    _logged.clear()
+
+
+def internal_error(where: str, error: BaseException) -> None:
+    """Log a failure that is not the user's, once per place. No payload gets into the line."""
+    key = (where, type(error).__qualname__)
+    if key not in _logged:
+        if len(_logged) >= _MAX_REMEMBERED:
+            _logged.clear()
+        _logged.add(key)
+        # The message of the error may quote a payload: type and place only.
+        logger.warning(
+            "%s failed with %s%s; the traced code is not affected. Logged once.",
+            where,
+            type(error).__qualname__,
+            _innermost_line(error),
+        )
+    if reraise_internal:
+        raise error
+
+
+def _innermost_line(error: BaseException) -> str:
+    traceback = error.__traceback__
+    if traceback is None:
+        return ""
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return f" at {traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
+
+
+class contained:
+    """A with-block that keeps a failure of ours or of MLflow's away from the user's code.
+
+    A class, because a generator-based context manager costs four times as much per write.
+    """
+
+    __slots__ = ("_where",)
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        if isinstance(error, Exception):
+            internal_error(self._where, error)
+            return True
+        return False

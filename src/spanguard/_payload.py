@@ -1,0 +1,240 @@
+"""Make any Python value recordable: what MLflow cannot take is replaced, not lost.
+
+MLflow serialises payloads with json and an encoder of its own. A value that is plain JSON and
+small passes through untouched, at the cost of one walk. Everything else is rebuilt: strings are
+cut at the cap and made valid UTF-8, integers beyond 64 bits become strings (the REST transport
+has no wider ones), circular and too deep places get a marker, foreign objects are encoded as
+MLflow would encode them and, where that fails, by a `repr` that cannot raise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from spanguard import _mlflow
+from spanguard._config import current_limits
+
+__all__ = ["clean", "clean_attributes", "clean_labels", "clean_text", "safe_repr"]
+
+MAX_DEPTH = 100
+MAX_NAME_CHARS = 250
+MAX_LABEL_CHARS = 4_000  # a tag's or a metadata entry's value
+_INT64 = 2**63 - 1
+_MAX_DECIMAL_BITS = 10_000  # below Python's limit of 4300 digits
+_NODE_CHARS = 8  # what a number, a separator or a bracket costs of the budget
+
+_NOT_PLAIN = -1
+
+
+def clean(value: Any) -> Any:
+    """Return the value itself if MLflow can record it as it is, else a recordable likeness."""
+    limit = current_limits().value_chars
+    try:
+        if 0 <= _plain_cost(value, MAX_DEPTH, limit) <= limit:
+            return value
+    except (RuntimeError, RecursionError):
+        pass  # changed by another thread while we looked, or the stack is nearly used up
+    try:
+        return _Rebuilder(limit).rebuild(value, MAX_DEPTH)
+    except Exception as error:
+        return f"[spanguard: {_type_name(value)} not recorded, {type(error).__name__}]"
+
+
+def _plain_cost(value: Any, depth: int, limit: int) -> int:
+    """Return the characters a plain JSON value takes, or _NOT_PLAIN."""
+    kind = type(value)
+    if kind is str:
+        return len(value) if value.isascii() or _is_utf8(value) else _NOT_PLAIN
+    if kind is int:
+        return _NODE_CHARS if -_INT64 <= value <= _INT64 else _NOT_PLAIN
+    if kind is float or kind is bool or value is None:
+        return _NODE_CHARS
+    if depth <= 0:
+        return _NOT_PLAIN
+    total = _NODE_CHARS
+    if kind is dict:
+        for key, item in value.items():
+            if type(key) is not str or not (key.isascii() or _is_utf8(key)):
+                return _NOT_PLAIN
+            cost = _plain_cost(item, depth - 1, limit)
+            total += len(key) + cost
+            if cost < 0 or total > limit:
+                return _NOT_PLAIN
+        return total
+    if kind is list or kind is tuple:
+        for item in value:
+            cost = _plain_cost(item, depth - 1, limit)
+            total += cost
+            if cost < 0 or total > limit:
+                return _NOT_PLAIN
+        return total
+    return _NOT_PLAIN
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # lone surrogates: the store would refuse the whole span
+        return False
+    return True
+
+
+class _Rebuilder:
+    """One walk over a value that is not plain, with one budget of characters for all of it."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+        self._path: set[int] = set()
+
+    def rebuild(self, value: Any, depth: int) -> Any:
+        self._left -= _NODE_CHARS
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return self._text(str.__str__(value))
+        if isinstance(value, int):
+            return self._integer(value)
+        if isinstance(value, float):
+            return float.__add__(value, 0.0)
+        if _mlflow.is_attachment(value):
+            return value
+        if isinstance(value, (dict, list, tuple)):
+            return self._container(value, depth)
+        return self._foreign(value, depth)
+
+    def _container(self, value: Any, depth: int) -> Any:
+        if depth <= 0:
+            return f"[spanguard: nested deeper than {MAX_DEPTH} levels]"
+        if id(value) in self._path:
+            return "[spanguard: circular reference]"
+        self._path.add(id(value))
+        try:
+            # The base classes' own iteration: a subclass may raise in its.
+            if isinstance(value, dict):
+                return self._mapping(list(dict.items(value)), depth - 1)
+            base = list if isinstance(value, list) else tuple
+            return self._sequence(list(base.__iter__(value)), depth - 1)
+        finally:
+            self._path.discard(id(value))
+
+    def _mapping(self, items: list[tuple[Any, Any]], depth: int) -> dict[str, Any]:
+        rebuilt: dict[str, Any] = {}
+        for number, (key, item) in enumerate(items):
+            if self._left <= 0:
+                rebuilt["[spanguard]"] = f"{len(items) - number} more entries left out"
+                break
+            text = self._text(_key_text(key))
+            while text in rebuilt:  # 1 and "1" are two keys, and stay two
+                text += "'"
+            rebuilt[text] = self.rebuild(item, depth)
+        return rebuilt
+
+    def _sequence(self, items: list[Any], depth: int) -> list[Any]:
+        rebuilt: list[Any] = []
+        for number, item in enumerate(items):
+            if self._left <= 0:
+                rebuilt.append(f"[spanguard: {len(items) - number} more items left out]")
+                break
+            rebuilt.append(self.rebuild(item, depth))
+        return rebuilt
+
+    def _foreign(self, value: Any, depth: int) -> Any:
+        if depth <= 0:
+            return self._text(safe_repr(value))
+        try:
+            encoded = json.dumps(value, cls=_mlflow.payload_encoder(), ensure_ascii=False)
+            plain = json.loads(encoded)
+        except Exception:
+            return self._text(safe_repr(value))
+        return self.rebuild(plain, depth - 1)
+
+    def _integer(self, value: int) -> int | str:
+        number = int.__add__(value, 0)
+        if -_INT64 <= number <= _INT64:
+            return number
+        decimal = number.bit_length() <= _MAX_DECIMAL_BITS
+        return self._text(int.__repr__(number) if decimal else hex(number))
+
+    def _text(self, text: str) -> str:
+        text = _cut(_utf8(text), max(self._left, 0))
+        self._left -= len(text)
+        return text
+
+
+def _key_text(key: Any) -> str:
+    if isinstance(key, str):
+        return str.__str__(key)
+    if key is None or isinstance(key, (bool, int, float)):
+        # As json writes them: null, true, 1, 1.5.
+        try:
+            return json.dumps(key)
+        except ValueError:
+            return hex(key)
+    return safe_repr(key)
+
+
+def _utf8(text: str) -> str:
+    if text.isascii() or _is_utf8(text):
+        return text
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    return f"{text[:limit]}[spanguard: {len(text) - limit} characters cut]"
+
+
+def _type_name(value: Any) -> str:
+    return type(value).__name__
+
+
+def _shown(render: Callable[[Any], str], value: Any) -> str:
+    try:
+        text = render(value)
+        return str.__str__(text)
+    except (Exception, SystemExit, GeneratorExit) as error:
+        # Not KeyboardInterrupt: that is the user's Ctrl-C, and it must reach them.
+        return f"<{_type_name(value)} object, its text raised {type(error).__name__}>"
+
+
+def safe_repr(value: Any) -> str:
+    """Return `repr(value)`, or what there is to say when that raises."""
+    return _shown(repr, value)
+
+
+def clean_text(value: Any, limit: int = MAX_NAME_CHARS) -> str:
+    """Return `str(value)` as valid UTF-8 without NULs, cut at `limit` characters."""
+    text = value if type(value) is str else _shown(str, value)
+    if len(text) <= limit and text.isascii() and "\x00" not in text:
+        return text
+    return _cut(_utf8(text[: limit + 1_000_000]).replace("\x00", "\\x00"), limit)
+
+
+def clean_labels(labels: Any) -> dict[str, str]:
+    """Return tags or metadata as MLflow needs them: strings to strings, cut."""
+    return {
+        clean_text(key): clean_text(value, MAX_LABEL_CHARS)
+        for key, value in as_mapping(labels).items()
+    }
+
+
+def clean_attributes(attributes: Any) -> dict[str, Any]:
+    """Return attributes under string keys, every value recordable."""
+    return {clean_text(key): clean(value) for key, value in as_mapping(attributes).items()}
+
+
+def as_mapping(value: Any) -> dict[Any, Any]:
+    """Read a mapping, or pairs; keep anything else whole under the key `value`."""
+    if type(value) is dict:
+        return value
+    try:
+        if isinstance(value, Mapping):
+            return dict(value)
+        if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+            return dict(value)
+    except Exception:
+        pass
+    return {"value": value}

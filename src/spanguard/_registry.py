@@ -1,0 +1,312 @@
+"""Who is open, opened where, by whom; and closing what was left open.
+
+One OpenTelemetry span processor on MLflow's provider hears of every span, whichever API, thread
+or task opens it. So each open span knows its open children, and an end looks at those only: it
+costs the same in a trace of ten spans and of a hundred thousand.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from spanguard import _mlflow, _record
+from spanguard._context import StandIn
+from spanguard._findings import contained, internal_error
+from spanguard._mlflow import OtelSpan, SpanProcessor
+from spanguard._outcome import ORPHANED, Outcome
+from spanguard._site import Site, user_site
+
+if TYPE_CHECKING:
+    from spanguard._span import OpenedSpan
+
+__all__ = ["Entry", "OpenSpan", "close_descendants", "entry_of", "open_entries", "watch"]
+
+# How long the end of a span waits for another thread that is ending one of its children.
+_CONCURRENT_END_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class OpenSpan:
+    """A span that is open, or was when it was reported.
+
+    Attributes:
+        name: the span's name.
+        trace_id: its MLflow trace id.
+        span_id: its MLflow span id.
+        opened_at: the line that opened it, as `file.py:123 in function`.
+        thread: the name of the thread that opened it.
+        age: seconds since it was opened.
+    """
+
+    name: str
+    trace_id: str
+    span_id: str
+    opened_at: str
+    thread: str
+    age: float
+
+    def __str__(self) -> str:
+        return f"{self.name!r} (span {self.span_id}), opened at {self.opened_at}"
+
+
+class Entry:
+    """One open span of this process, and its open children."""
+
+    __slots__ = (
+        "_otel",
+        "children",
+        "claimed",
+        "ended",
+        "ender",
+        "live",
+        "opened",
+        "orphaned_by",
+        "parent",
+        "site",
+        "span_id",
+        "stand_in",
+        "started",
+        "thread",
+    )
+
+    def __init__(self, otel: Any, span_id: int, parent: Entry | None) -> None:
+        # Weak: a span that raw code abandons may go when MLflow's buffer lets it go.
+        self._otel: weakref.ref[Any] = weakref.ref(otel, lambda _: _forget(span_id))
+        self.span_id = span_id
+        self.parent = parent
+        self.children: dict[int, Entry] | None = None
+        self.site: Site = user_site(3)
+        self.started = time.monotonic()
+        self.thread = threading.current_thread().name
+        self.claimed = False
+        self.ended = False
+        self.orphaned_by: str | None = None
+        # Set by _span.py for spans opened through spanguard:
+        self.live: Any = None
+        self.ender: Callable[[Any, int | None], None] | None = None
+        self.opened: weakref.ref[OpenedSpan] | None = None
+        self.stand_in: StandIn | None = None
+
+    @property
+    def otel(self) -> Any:
+        """The OpenTelemetry span, or None when nobody holds it any more."""
+        return self._otel()
+
+    def mlflow_span(self) -> Any:
+        """Return the live MLflow span; None if MLflow has dropped it."""
+        if self.live is not None:
+            return self.live
+        otel = self.otel
+        trace_id = _mlflow.mlflow_trace_id(otel) if otel is not None else None
+        return _mlflow.live_span(trace_id, self.hex_id) if trace_id else None
+
+    @property
+    def hex_id(self) -> str:
+        return f"{self.span_id:016x}"
+
+    @property
+    def label(self) -> str:
+        """Name and id, for messages and attributes."""
+        otel = self.otel
+        return f"{otel.name if otel is not None else '?'} ({self.hex_id})"
+
+    def report(self) -> OpenSpan:
+        otel = self.otel
+        trace_id = self.live.trace_id if self.live is not None else None
+        if trace_id is None and otel is not None:
+            trace_id = _mlflow.mlflow_trace_id(otel)
+        return OpenSpan(
+            name=otel.name if otel is not None else "?",
+            trace_id=trace_id or "",
+            span_id=self.hex_id,
+            opened_at=str(self.site),
+            thread=self.thread,
+            age=time.monotonic() - self.started,
+        )
+
+
+_open: dict[int, Entry] = {}
+_lock = threading.Lock()
+
+
+def _forget(span_id: int) -> None:
+    entry = _open.pop(span_id, None)
+    if entry is not None:
+        _unlink(entry)
+
+
+def _unlink(entry: Entry) -> None:
+    """Take an ended span out of the tree; children it leaves open go to its parent."""
+    parent = entry.parent
+    if parent is not None and parent.children is not None:
+        parent.children.pop(entry.span_id, None)
+    for child in list((entry.children or {}).values()):
+        child.parent = parent
+        if parent is not None:
+            _adopt(parent, child)
+
+
+def _adopt(parent: Entry, child: Entry) -> None:
+    if parent.children is None:
+        parent.children = {}
+    parent.children[child.span_id] = child
+
+
+class _Watcher(SpanProcessor):
+    """Hears of every start and end. Must not raise: it runs inside MLflow's own start and end."""
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        try:
+            parent = span.parent
+            parent_entry = _open.get(parent.span_id) if parent is not None else None
+            span_id = span.context.span_id
+            entry = Entry(span, span_id, parent_entry)
+            with _lock:
+                if parent_entry is not None:
+                    if parent_entry.ended:  # ended in this very moment: hang on to its parent
+                        entry.parent = parent_entry = parent_entry.parent
+                    if parent_entry is not None:
+                        _adopt(parent_entry, entry)
+                _open[span_id] = entry
+        except Exception as error:
+            internal_error("noting a span's start", error)
+
+    def on_end(self, span: Any) -> None:
+        try:
+            with _lock:
+                entry = _open.pop(span.context.span_id, None)
+                if entry is not None:
+                    entry.ended = True
+                    _unlink(entry)
+            if entry is not None and entry.stand_in is not None:
+                entry.stand_in.fall_back()
+        except Exception as error:
+            internal_error("noting a span's end", error)
+
+    def shutdown(self) -> None:
+        pass
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return True
+
+
+_watcher = _Watcher()
+
+
+def watch() -> bool:
+    """Make sure that we hear of what is opened from here on. True when that is new."""
+    return _mlflow.watch(_watcher)
+
+
+def entry_of(otel: OtelSpan | None) -> Entry | None:
+    """Return the entry of a span that is open in this process."""
+    if otel is None:
+        return None
+    context = otel.get_span_context()
+    return _open.get(context.span_id) if context is not None else None
+
+
+def entry_by_id(span_id: str) -> Entry | None:
+    """Return the entry of an open span by its MLflow span id."""
+    try:
+        return _open.get(int(span_id, 16))
+    except (TypeError, ValueError):
+        return None
+
+
+def open_entries() -> list[Entry]:
+    """Return the entries of all spans open in this process, in the order they were opened."""
+    return list(_open.values())
+
+
+def claim(entry: Entry) -> bool:
+    """Win the right to end a span. Exactly one caller does, in whatever thread."""
+    with _lock:
+        if entry.claimed or entry.ended:
+            return False
+        entry.claimed = True
+        return True
+
+
+# -- closing what was left open ----------------------------------------------------------------
+
+
+def close_descendants(entry: Entry) -> list[tuple[OpenSpan, Site]]:
+    """End every open descendant, deepest first, as orphaned by this span; report them."""
+    closed: list[tuple[OpenSpan, Site]] = []
+    label = ""
+    while entry.children:
+        label = label or entry.label
+        leaf = _deepest(entry)
+        if leaf is entry:  # another thread ended the last child meanwhile
+            break
+        report = close_orphan(leaf, label)
+        if report is not None:
+            closed.append((report, leaf.site))
+        if leaf.parent is not None and leaf.parent.children is not None:
+            # Normally gone by now. If its end failed, it must not be met again.
+            leaf.parent.children.pop(leaf.span_id, None)
+    return closed
+
+
+def close_unheard(trace_id: str, root: Entry) -> list[tuple[OpenSpan, Site]]:
+    """End what is open in a trace at its root's end and is not in the tree; report it.
+
+    That is: opened before we listened, or under a span that raw code ended too early.
+    """
+    closed: list[tuple[OpenSpan, Site]] = []
+    for span in reversed(_mlflow.open_spans_in(trace_id)):
+        if span.span_id == root.hex_id:
+            continue
+        entry = entry_by_id(span.span_id)
+        if entry is not None:
+            report = close_orphan(entry, root.label)
+            if report is not None:
+                closed.append((report, entry.site))
+            continue
+        with contained("closing an orphaned span"):
+            _record.orphan(span, ORPHANED, opened_at="unknown", orphaned_by=root.label)
+            _record.end(span, None)
+            report = OpenSpan(span.name, trace_id, span.span_id, "an unknown line", "?", 0.0)
+            closed.append((report, root.site))
+    return closed
+
+
+def _deepest(entry: Entry) -> Entry:
+    """Return the last opened leaf of the last opened branch."""
+    while entry.children:
+        try:
+            entry = next(reversed(entry.children.values()))
+        except (StopIteration, RuntimeError):  # another thread ended it meanwhile
+            continue
+    return entry
+
+
+def close_orphan(entry: Entry, orphaned_by: str, outcome: Outcome = ORPHANED) -> OpenSpan | None:
+    """End one span in its opener's stead. None if somebody else is ending it: then wait for that."""
+    if not claim(entry):
+        _await_end(entry)
+        return None
+    report = entry.report()
+    entry.orphaned_by = orphaned_by
+    with contained("closing an orphaned span"):
+        live = entry.mlflow_span()
+        if live is not None:
+            _record.orphan(live, outcome, opened_at=report.opened_at, orphaned_by=orphaned_by)
+            _record.end(live, entry.ender)
+    otel = entry.otel
+    if otel is not None and not _mlflow.has_ended(otel):
+        with contained("ending an orphaned span that MLflow has dropped"):
+            _mlflow.end_bare(otel, None)
+    return report
+
+
+def _await_end(entry: Entry) -> None:
+    deadline = time.monotonic() + _CONCURRENT_END_SECONDS
+    while not entry.ended and time.monotonic() < deadline:
+        time.sleep(0.0005)

@@ -1,0 +1,156 @@
+"""The broken rules, by name: errors for strict mode, warnings for lenient mode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from spanguard._registry import OpenSpan
+
+__all__ = [
+    "DuplicateTraceIdError",
+    "DuplicateTraceIdWarning",
+    "EmptyTraceStackError",
+    "EmptyTraceStackWarning",
+    "InvalidParentError",
+    "InvalidParentWarning",
+    "InvalidSpanArgumentError",
+    "InvalidSpanArgumentWarning",
+    "OrphanedSpanError",
+    "OrphanedSpanWarning",
+    "SpanAlreadyEndedError",
+    "SpanAlreadyEndedWarning",
+    "SpanOrderError",
+    "SpanOrderWarning",
+    "SpanguardError",
+    "SpanguardWarning",
+    "TraceLostError",
+    "TraceLostWarning",
+    "UnknownSpanError",
+    "UnknownSpanWarning",
+]
+
+
+class SpanguardWarning(UserWarning):
+    """Base of every warning spanguard gives in lenient mode: once per call site."""
+
+
+class OrphanedSpanWarning(SpanguardWarning):
+    """A span was still open when its ancestor ended; the text names the line that opened it."""
+
+
+class SpanOrderWarning(SpanguardWarning):
+    """A span was popped while spans above it on the stack were still open."""
+
+
+class SpanAlreadyEndedWarning(SpanguardWarning):
+    """A span was ended, or written to, after it had ended."""
+
+
+class UnknownSpanWarning(SpanguardWarning):
+    """A span was ended that nobody here opened."""
+
+
+class InvalidParentWarning(SpanguardWarning):
+    """A parent had ended, belongs to another trace, or is unknown."""
+
+
+class EmptyTraceStackWarning(SpanguardWarning):
+    """There was nothing to pop."""
+
+
+class DuplicateTraceIdWarning(SpanguardWarning):
+    """A chosen trace id was already in use."""
+
+
+class TraceLostWarning(SpanguardWarning):
+    """MLflow dropped the trace: evicted from its buffer, or its destination changed."""
+
+
+class InvalidSpanArgumentWarning(SpanguardWarning):
+    """An argument was not usable as given, and was mended."""
+
+
+class SpanguardError(Exception):
+    """Base of every error spanguard raises, and it raises in strict mode only.
+
+    Attributes:
+        span_name: the name of the span the rule was broken on, or None.
+        span_id: its MLflow span id, or None.
+        trace_id: its MLflow trace id, or None.
+    """
+
+    warning: ClassVar[type[SpanguardWarning]] = SpanguardWarning
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        span_name: str | None = None,
+        span_id: str | None = None,
+        trace_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.span_name = span_name
+        self.span_id = span_id
+        self.trace_id = trace_id
+
+
+class OrphanedSpanError(SpanguardError):
+    """Descendants were still open when a span ended. They are closed and recorded by now.
+
+    Attributes:
+        spans: what was left open, deepest first, as `OpenSpan` records.
+    """
+
+    warning = OrphanedSpanWarning
+    spans: Sequence[OpenSpan] = ()
+
+
+class SpanOrderError(OrphanedSpanError):
+    """A span was popped that was not on top; what was above it is closed by now."""
+
+    warning = SpanOrderWarning
+
+
+class SpanAlreadyEndedError(SpanguardError):
+    """A span was ended a second time."""
+
+    warning = SpanAlreadyEndedWarning
+
+
+class UnknownSpanError(SpanguardError):
+    """A span was ended that is not known here."""
+
+    warning = UnknownSpanWarning
+
+
+class InvalidParentError(SpanguardError):
+    """A parent span had ended, belongs to another trace, or is unknown."""
+
+    warning = InvalidParentWarning
+
+
+class EmptyTraceStackError(SpanguardError):
+    """`pop_trace` was called with nothing to pop."""
+
+    warning = EmptyTraceStackWarning
+
+
+class DuplicateTraceIdError(SpanguardError):
+    """A chosen trace id is already in use."""
+
+    warning = DuplicateTraceIdWarning
+
+
+class TraceLostError(SpanguardError):
+    """MLflow lost the trace: evicted from its buffer, or the destination changed meanwhile."""
+
+    warning = TraceLostWarning
+
+
+class InvalidSpanArgumentError(SpanguardError):
+    """An argument is not usable. Raised before anything opens."""
+
+    warning = InvalidSpanArgumentWarning

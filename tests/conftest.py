@@ -1,0 +1,63 @@
+"""Real MLflow on a real SQLite store, for each test its own; what MLflow stored is read back."""
+
+from __future__ import annotations
+
+import os
+
+# Before mlflow is imported: no telemetry, no progress noise, short waits.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+os.environ.setdefault("MLFLOW_ASYNC_TRACE_LOGGING_MAX_INTERVAL_MILLIS", "100")
+os.environ.pop("SPANGUARD_STRICT", None)
+
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.tracing.trace_manager import InMemoryTraceManager
+
+import spanguard
+from spanguard import _config, _findings
+from tests.store import Store
+
+logging.getLogger("alembic").setLevel(logging.WARNING)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated, empty SQLite store: migrating takes seconds, copying a file does not."""
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def store(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """The store that this test's traces go to."""
+    path = tmp_path / "mlflow.db"
+    shutil.copy(template, path)
+    monkeypatch.chdir(tmp_path)
+    mlflow.tracing.reset()
+    InMemoryTraceManager.reset()
+    mlflow.set_tracking_uri(f"sqlite:///{path}")
+    _findings.forget_sites()
+    _findings.reraise_internal = True
+    yield Store(path)
+    _findings.reraise_internal = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        spanguard.close_open_spans()
+    _config._process_setting = None
+    assert mlflow.get_current_active_span() is None, "the test left a span active"
+    mlflow.tracing.reset()
+
+
+@pytest.fixture
+def client() -> mlflow.MlflowClient:
+    return mlflow.MlflowClient()
