@@ -8,7 +8,7 @@ of writing into a finished trace, which MLflow would make unreadable.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import wrapt
 
@@ -18,12 +18,19 @@ from spanguard._mlflow import OtelSpan
 __all__ = ["Ambient", "ambient_span"]
 
 
-class StandIn(wrapt.BaseObjectProxy):  # type: ignore[misc, unused-ignore]
+if TYPE_CHECKING:
+    _ObjectProxy = wrapt.BaseObjectProxy[Any]
+else:
+    _ObjectProxy = wrapt.BaseObjectProxy
+
+
+class StandIn(_ObjectProxy):
     """An OpenTelemetry span by delegation: to the span while it is open, to the one below after."""
 
     def __init__(self, span: OtelSpan, below: OtelSpan) -> None:
         super().__init__(span)
         self._self_below = below
+        self._self_trace_id = span.get_span_context().trace_id
 
     def fall_back(self) -> None:
         """Stand for what is below, and let go of the span and its payload."""
@@ -59,7 +66,7 @@ def _holds(active: Any, wanted: StandIn) -> bool:
     # is below it: it is an orphan under the wanted span if it is in the same trace.
     if _mlflow.has_ended(active):
         context = active.get_span_context()
-        return bool(context.trace_id == wanted.get_span_context().trace_id)
+        return bool(context.trace_id == wanted._self_trace_id)
     return False
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
 
-from spanguard import _mlflow, _record, _registry
+from spanguard import _mlflow, _registry
 from spanguard._findings import internal_error, settle
 from spanguard._outcome import OK, ORPHANED
 from spanguard._proxy import parse_status

@@ -21,12 +21,15 @@ touch                                          reason; without it
 `tracing.utils.TraceJSONEncoder`               to know beforehand what MLflow's own dump will do;
                                                without: `json` with `default=str`
 `tracing.attachments.Attachment`               must not be rewritten; without (3.10): there are none
+`exporter._async_queue._queue`                 to wait for what is pending without stopping MLflow's
+                                               threads; without: MLflow's own, slower flush
 `tracer.id_generator`                          a chosen trace id; without: the id is not chosen
 =============================================  ==================================================
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -71,14 +74,16 @@ RUN_KEY = TraceMetadataKey.SOURCE_RUN
 SAFE_ATTRIBUTES = 64
 
 # Keys under MLflow's prefix that its documentation tells users to set by hand.
-_ANNOTATION_KEYS = frozenset({
-    "mlflow.chat.tokenUsage",
-    "mlflow.chat.tools",
-    "mlflow.llm.cost",
-    "mlflow.llm.model",
-    "mlflow.llm.provider",
-    "mlflow.message.format",
-})
+_ANNOTATION_KEYS = frozenset(
+    {
+        "mlflow.chat.tokenUsage",
+        "mlflow.chat.tools",
+        "mlflow.llm.cost",
+        "mlflow.llm.model",
+        "mlflow.llm.provider",
+        "mlflow.message.format",
+    }
+)
 
 
 def is_reserved(key: str) -> bool:
@@ -100,7 +105,7 @@ class Activation:
     __slots__ = ("_otel_previous", "_previous", "_runtime")
 
     def __init__(self, span: OtelSpan) -> None:
-        isolated = MLFLOW_USE_DEFAULT_TRACER_PROVIDER.get()
+        isolated = cast(Any, MLFLOW_USE_DEFAULT_TRACER_PROVIDER).get()
         self._runtime: Any = (
             _provider_module.mlflow_runtime_context if isolated else _otel_context_api
         )
@@ -196,6 +201,11 @@ def start_child(
     )
 
 
+def noop_span() -> Any:
+    """Return a span that ignores."""
+    return cast(Any, NoOpSpan)()
+
+
 def is_noop(span: Any) -> bool:
     """Tell whether MLflow gave us a span that records nothing."""
     return span is None or isinstance(span, NoOpSpan)
@@ -203,7 +213,9 @@ def is_noop(span: Any) -> bool:
 
 def carries_decision(span: Any) -> bool:
     """Tell whether a no-op span stands for a sampling decision that its children must share."""
-    return span is not None and span._span.get_span_context().is_valid
+    inner = otel_span(span)
+    context = inner.get_span_context() if inner is not None else None
+    return context is not None and context.is_valid
 
 
 def otel_span(span: Any) -> OtelSpan | None:
@@ -215,27 +227,31 @@ def otel_span(span: Any) -> OtelSpan | None:
 # -- what MLflow has in memory -----------------------------------------------------------------
 
 
+def _trace_manager() -> Any:
+    return cast(Any, InMemoryTraceManager).get_instance()
+
+
 def live_span(trace_id: str, span_id: str) -> LiveSpan | None:
     """Return a span of a trace that is still in MLflow's buffer."""
-    return InMemoryTraceManager.get_instance().get_span_from_id(trace_id, span_id)
+    return cast("LiveSpan | None", _trace_manager().get_span_from_id(trace_id, span_id))
 
 
 def root_span(trace_id: str) -> LiveSpan | None:
     """Return the root of a trace that is still in MLflow's buffer."""
-    manager = InMemoryTraceManager.get_instance()
+    manager = _trace_manager()
     root_id = manager.get_root_span_id(trace_id)
-    return manager.get_span_from_id(trace_id, root_id) if root_id else None
+    return cast("LiveSpan", manager.get_span_from_id(trace_id, root_id)) if root_id else None
 
 
 def is_buffered(trace_id: str) -> bool:
     """Tell whether MLflow still holds the trace; without that, its spans go nowhere."""
-    traces = getattr(InMemoryTraceManager.get_instance(), "_traces", None)
+    traces = getattr(_trace_manager(), "_traces", None)
     return traces is None or trace_id in traces
 
 
 def open_spans_in(trace_id: str) -> list[LiveSpan]:
     """Return the spans of a trace that have not ended, in the order they started."""
-    with InMemoryTraceManager.get_instance().get_trace(trace_id) as trace:
+    with _trace_manager().get_trace(trace_id) as trace:
         spans = list(trace.span_dict.values()) if trace else []
     return [span for span in spans if span.end_time_ns is None]
 
@@ -243,7 +259,8 @@ def open_spans_in(trace_id: str) -> list[LiveSpan]:
 def mlflow_trace_id(otel: OtelSpan) -> str | None:
     """Return the MLflow trace id of an OpenTelemetry span."""
     context = otel.get_span_context()
-    return InMemoryTraceManager.get_instance().get_mlflow_trace_id_from_otel_id(context.trace_id)
+    found = _trace_manager().get_mlflow_trace_id_from_otel_id(context.trace_id)
+    return cast("str | None", found)
 
 
 def active_span() -> LiveSpan | None:
@@ -258,7 +275,7 @@ def tracking_uri() -> str:
 
 def add_to_trace(trace_id: str, tags: dict[str, str], metadata: dict[str, str]) -> None:
     """Add tags and metadata to a trace in memory; what it has already stays."""
-    with InMemoryTraceManager.get_instance().get_trace(trace_id) as trace:
+    with _trace_manager().get_trace(trace_id) as trace:
         if trace is not None:
             trace.info.tags.update({k: v for k, v in tags.items() if k not in trace.info.tags})
             known = trace.info.trace_metadata
@@ -281,7 +298,7 @@ def attribute_names(span: Any) -> list[str]:
     return list(getattr(inner, "_attributes", None) or ())
 
 
-def add_quiet_event(span: Any, event: SpanEvent) -> None:
+def add_quiet_event(span: Any, event: Any) -> None:
     """Add an event without raising the span's log level, as MLflow would for an exception."""
     inner = otel_span(span)
     if inner is None:
@@ -310,6 +327,16 @@ def set_error(span: Any, text: str) -> None:
         cast(Any, inner)._status = Status(StatusCode.ERROR, text)
 
 
+def make_event(name: str, attributes: dict[str, Any]) -> Any:
+    """Return a span event that happened now."""
+    return cast(Any, SpanEvent)(name=name, attributes=attributes)
+
+
+def is_recording_kind(otel: Any) -> bool:
+    """Tell a span that records from one that stands for a remote, disabled or dropped one."""
+    return isinstance(otel, ReadableSpan)
+
+
 def has_ended(otel: Any) -> bool:
     """Tell whether an OpenTelemetry span has ended. Spans that never record have not."""
     return isinstance(otel, ReadableSpan) and otel.end_time is not None
@@ -333,15 +360,15 @@ class _PlainEncoder(json.JSONEncoder):
         return str(o)
 
 
-try:
-    from mlflow.tracing.utils import TraceJSONEncoder as _encoder
-except ImportError:  # pragma: no cover - every supported MLflow has it
-    _encoder = _PlainEncoder
+def _optional(module: str, name: str) -> Any:
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        return None
 
-try:
-    from mlflow.tracing.attachments import Attachment as _attachment
-except ImportError:  # MLflow 3.10
-    _attachment = None
+
+_encoder = _optional("mlflow.tracing.utils", "TraceJSONEncoder") or _PlainEncoder
+_attachment = _optional("mlflow.tracing.attachments", "Attachment")  # MLflow 3.10 has none
 
 
 def payload_encoder() -> type[json.JSONEncoder]:
@@ -401,11 +428,18 @@ def trace_id_chosen(hex_id: str) -> Iterator[bool]:
 
 
 def flush_everything() -> None:
-    """Drain MLflow's queues into the store. Takes a second or two, with a dead server minutes."""
+    """Drain MLflow's queues into the store: milliseconds, but with a dead server minutes."""
     exporter = getattr(_provider_module, "_get_trace_exporter", lambda: None)()
     if exporter is not None and not hasattr(exporter, "_async_queue"):
         return  # it exports in the thread that ends the span (MLflow 3.10): nothing is pending
-    mlflow.flush_trace_async_logging()
+    tasks: Any = getattr(getattr(exporter, "_async_queue", None), "_queue", None)
+    current = _provider_module.provider.get()
+    if isinstance(current, TracerProvider) and hasattr(tasks, "join"):
+        current.force_flush()
+        tasks.join()
+    else:
+        # The public way stops and restarts MLflow's threads, which takes a second or two.
+        mlflow.flush_trace_async_logging()
 
 
 def experiment_exists(experiment_id: str) -> bool:

@@ -27,6 +27,10 @@ _NODE_CHARS = 8  # what a number, a separator or a bracket costs of the budget
 
 _NOT_PLAIN = -1
 
+# What a hostile object may raise while it is looked at. Not KeyboardInterrupt: that is the
+# user's Ctrl-C, and it must reach them.
+_ANY_FAILURE = (Exception, SystemExit, GeneratorExit)
+
 
 def clean(value: Any) -> Any:
     """Return the value itself if MLflow can record it as it is, else a recordable likeness."""
@@ -38,7 +42,7 @@ def clean(value: Any) -> Any:
         pass  # changed by another thread while we looked, or the stack is nearly used up
     try:
         return _Rebuilder(limit).rebuild(value, MAX_DEPTH)
-    except Exception as error:
+    except _ANY_FAILURE as error:
         return f"[spanguard: {_type_name(value)} not recorded, {type(error).__name__}]"
 
 
@@ -146,7 +150,7 @@ class _Rebuilder:
         try:
             encoded = json.dumps(value, cls=_mlflow.payload_encoder(), ensure_ascii=False)
             plain = json.loads(encoded)
-        except Exception:
+        except _ANY_FAILURE:
             return self._text(safe_repr(value))
         return self.rebuild(plain, depth - 1)
 
@@ -167,11 +171,9 @@ def _key_text(key: Any) -> str:
     if isinstance(key, str):
         return str.__str__(key)
     if key is None or isinstance(key, (bool, int, float)):
-        # As json writes them: null, true, 1, 1.5.
-        try:
-            return json.dumps(key)
-        except ValueError:
-            return hex(key)
+        # As json writes them: null, true, 1, 1.5; but it cannot write an integer of any size.
+        big = isinstance(key, int) and int.bit_length(key) > _MAX_DECIMAL_BITS
+        return f"{key:#x}" if big else json.dumps(key)
     return safe_repr(key)
 
 
@@ -195,8 +197,7 @@ def _shown(render: Callable[[Any], str], value: Any) -> str:
     try:
         text = render(value)
         return str.__str__(text)
-    except (Exception, SystemExit, GeneratorExit) as error:
-        # Not KeyboardInterrupt: that is the user's Ctrl-C, and it must reach them.
+    except _ANY_FAILURE as error:
         return f"<{_type_name(value)} object, its text raised {type(error).__name__}>"
 
 
@@ -235,6 +236,6 @@ def as_mapping(value: Any) -> dict[Any, Any]:
             return dict(value)
         if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
             return dict(value)
-    except Exception:
+    except _ANY_FAILURE:
         pass
     return {"value": value}

@@ -18,6 +18,10 @@ from spanguard.exceptions import InvalidSpanArgumentError, SpanAlreadyEndedError
 if TYPE_CHECKING:
     from spanguard._span import OpenedSpan
 
+    _ObjectProxy = wrapt.BaseObjectProxy[Any]
+else:
+    _ObjectProxy = wrapt.BaseObjectProxy
+
 __all__ = ["SpanProxy", "parse_status"]
 
 
@@ -48,7 +52,7 @@ def parse_status(status: Any) -> tuple[str | None, str, InvalidSpanArgumentError
     )
 
 
-class SpanProxy(wrapt.BaseObjectProxy):  # type: ignore[misc, unused-ignore]
+class SpanProxy(_ObjectProxy):
     """An MLflow span by delegation. Reads pass through; writes are sanitised and contained.
 
     `isinstance(span, LiveSpan)` holds. Setters, `record_exception`, `set_status` and `add_event`

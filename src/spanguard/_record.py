@@ -13,7 +13,7 @@ from typing import Any
 from spanguard import _mlflow
 from spanguard._config import current_limits
 from spanguard._findings import contained
-from spanguard._mlflow import SpanEvent, SpanStatus, SpanStatusCode
+from spanguard._mlflow import SpanStatus, SpanStatusCode
 from spanguard._outcome import Outcome, describe, event_attributes
 from spanguard._payload import clean, clean_text
 from spanguard.exceptions import InvalidSpanArgumentError
@@ -118,9 +118,7 @@ def exception(span: Any, raised: BaseException, ended: Outcome) -> None:
 
 
 def _event(span: Any, raised: BaseException, ended: Outcome, *, with_stack: bool) -> None:
-    happened = SpanEvent(
-        name="exception", attributes=event_attributes(raised, with_stack=with_stack)
-    )
+    happened = _mlflow.make_event("exception", event_attributes(raised, with_stack=with_stack))
     if ended.status == "ERROR":
         span.add_event(happened)
     else:

@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from spanguard import _mlflow, _record
 from spanguard._context import StandIn
@@ -205,10 +205,10 @@ def watch() -> bool:
 
 def entry_of(otel: OtelSpan | None) -> Entry | None:
     """Return the entry of a span that is open in this process."""
-    if otel is None:
+    # A span that does not record (disabled, sampled out) may carry its parent's ids.
+    if not _mlflow.is_recording_kind(otel):
         return None
-    context = otel.get_span_context()
-    return _open.get(context.span_id) if context is not None else None
+    return _open.get(cast(OtelSpan, otel).get_span_context().span_id)
 
 
 def entry_by_id(span_id: str) -> Entry | None:
@@ -288,7 +288,7 @@ def _deepest(entry: Entry) -> Entry:
 
 
 def close_orphan(entry: Entry, orphaned_by: str, outcome: Outcome = ORPHANED) -> OpenSpan | None:
-    """End one span in its opener's stead. None if somebody else is ending it: then wait for that."""
+    """End one span in its opener's stead. If somebody else is ending it: wait, return None."""
     if not claim(entry):
         _await_end(entry)
         return None

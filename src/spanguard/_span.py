@@ -14,7 +14,7 @@ from spanguard import _experiments, _mlflow, _record, _registry
 from spanguard._config import is_strict
 from spanguard._context import Ambient, ambient_span
 from spanguard._findings import contained, internal_error, settle
-from spanguard._outcome import ABANDONED, ERROR, OK, Outcome, classify
+from spanguard._outcome import ABANDONED, OK, Outcome, classify
 from spanguard._payload import as_mapping, clean, clean_attributes, clean_labels, clean_text
 from spanguard._placement import Place, place, root_place
 from spanguard._proxy import SpanProxy, parse_status
@@ -271,10 +271,11 @@ class OpenedSpan:
 
     def activate(self) -> None:
         """Make the span the ambient one, and MLflow's active one, until it closes."""
-        otel = _mlflow.otel_span(self.live)
-        if otel is None or (_mlflow.is_noop(self.live) and not _mlflow.carries_decision(self.live)):
-            return
         with contained("activating a span"):
+            otel = _mlflow.otel_span(self.live)
+            ignores = _mlflow.is_noop(self.live) and not _mlflow.carries_decision(self.live)
+            if otel is None or ignores:
+                return
             self.ambient = Ambient(otel)
             if self.entry is not None:
                 self.entry.stand_in = self.ambient.stand_in
@@ -333,7 +334,6 @@ class OpenedSpan:
         self, raised: BaseException | None, outcome: Outcome | None, end_time_ns: int | None
     ) -> list[SpanguardError]:
         findings: list[SpanguardError] = []
-        entry = self.entry
         if _mlflow.is_noop(self.live):
             return findings
         try:
@@ -504,9 +504,7 @@ def _client_ender(client: Any, live: Any, *, is_root: bool) -> Any:
         if is_root:
             client.end_trace(trace_id=live.trace_id, status=status, **extra)
         else:
-            client.end_span(
-                trace_id=live.trace_id, span_id=live.span_id, status=status, **extra
-            )
+            client.end_span(trace_id=live.trace_id, span_id=live.span_id, status=status, **extra)
 
     return end
 
@@ -532,7 +530,8 @@ def open_span(
         settle(findings, strict=True, raised=None, site=user_site(2))
     opened = _start(request, spot, attributes)
     try:
-        _record_start(opened, request, spot, attributes)
+        with contained("recording what a span starts with"):
+            _record_start(opened, request, spot, attributes)
         if activate:
             opened.activate()
         if findings:
@@ -606,7 +605,7 @@ def _start(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> Ope
         else:
             live = _start_at(request, spot, attributes)
     if live is None:
-        live = _mlflow.NoOpSpan()
+        live = _mlflow.noop_span()
     is_root = spot.parent is None and getattr(live, "parent_id", None) is None
     return OpenedSpan(request, live, is_root=is_root)
 
@@ -665,7 +664,7 @@ def _client_payloads(request: SpanRequest, attributes: dict[str, Any]) -> dict[s
     payloads: dict[str, Any] = {}
     if request.inputs is not None:
         payloads["inputs"] = clean(request.inputs)
-    first = dict(list(attributes.items())[:_mlflow.SAFE_ATTRIBUTES])
+    first = dict(list(attributes.items())[: _mlflow.SAFE_ATTRIBUTES])
     if first:
         payloads["attributes"] = {
             f"user.{key}" if _mlflow.is_reserved(key) else key: value
@@ -748,6 +747,7 @@ class traced_span:
     @overload
     def __init__(
         self,
+        /,
         name: str,
         *,
         trace_id: str | None = None,
@@ -782,7 +782,7 @@ class traced_span:
         **kwargs: Any,
     ) -> None: ...
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         self._request: SpanRequest | None = SpanRequest(args, **kwargs)
         self._opened: OpenedSpan | None = None
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Literal
-
-import weakref
 
 from mlflow.entities import LiveSpan
 
@@ -221,9 +220,7 @@ class TraceStateManager:
     def _frame_of(self, span: Any) -> _Frame | None:
         wanted = otel_span(span)
         for key, opened in self._opened.items():
-            if opened.proxy is span or (
-                wanted is not None and otel_span(opened.live) is wanted
-            ):
+            if opened.proxy is span or (wanted is not None and otel_span(opened.live) is wanted):
                 return self._pushed[key]
         return None
 
@@ -265,7 +262,7 @@ class TraceStateManager:
 
     def _above(self, frame: _Frame) -> list[_Frame]:
         """Return what stands above a frame, innermost first: here, and below it in its trace."""
-        above = []
+        above: list[_Frame] = []
         for other in self._stack():
             if other is frame:
                 return above
@@ -278,9 +275,7 @@ class TraceStateManager:
             if other is not frame and other.stands and _is_linked_above(other, frame)
         ]
 
-    def _close_above(
-        self, above: list[_Frame], popped: OpenedSpan
-    ) -> list[tuple[OpenSpan, Site]]:
+    def _close_above(self, above: list[_Frame], popped: OpenedSpan) -> list[tuple[OpenSpan, Site]]:
         closed: list[tuple[OpenSpan, Site]] = []
         label = popped.entry.label if popped.entry is not None else popped.name
         for frame in above:

@@ -40,7 +40,7 @@ class OrphanedSpanWarning(SpanguardWarning):
     """A span was still open when its ancestor ended; the text names the line that opened it."""
 
 
-class SpanOrderWarning(SpanguardWarning):
+class SpanOrderWarning(OrphanedSpanWarning):
     """A span was popped while spans above it on the stack were still open."""
 
 
@@ -104,7 +104,7 @@ class OrphanedSpanError(SpanguardError):
         spans: what was left open, deepest first, as `OpenSpan` records.
     """
 
-    warning = OrphanedSpanWarning
+    warning: ClassVar[type[SpanguardWarning]] = OrphanedSpanWarning
     spans: Sequence[OpenSpan] = ()
 
 
