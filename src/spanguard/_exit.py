@@ -53,12 +53,8 @@ def close_all(orphaned_by: str, *, is_error: bool = True) -> int:
     outcome = ORPHANED if is_error else OK
     closed = 0
     for entry in reversed(_registry.open_entries()):
-        opened = entry.opened() if entry.opened is not None else None
         if _registry.close_orphan(entry, orphaned_by, outcome) is not None:
             closed += 1
-            if opened is not None:
-                opened.closed_by = "ancestor"
-                opened.deactivate()
     return closed
 
 

@@ -66,7 +66,7 @@ def _annotate(exception: BaseException, finding: SpanguardError, site: Site) -> 
 
 
 def _warn_once(finding: SpanguardError, site: Site, raised: BaseException | None) -> None:
-    spot = getattr(finding, "site", None) or site
+    spot = finding.site or site
     key = (type(finding).__name__, spot.code.co_filename, spot.line)
     if key in _warned:
         return

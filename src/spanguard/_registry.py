@@ -294,6 +294,9 @@ def close_orphan(entry: Entry, orphaned_by: str, outcome: Outcome = ORPHANED) ->
         return None
     report = entry.report()
     entry.orphaned_by = orphaned_by
+    opened = entry.opened() if entry.opened is not None else None
+    if opened is not None:
+        opened.orphaned()
     with contained("closing an orphaned span"):
         live = entry.mlflow_span()
         if live is not None:

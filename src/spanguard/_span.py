@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, overload
 
@@ -244,6 +244,7 @@ class OpenedSpan:
         "is_root",
         "live",
         "name",
+        "on_orphaned",
         "proxy",
         "strict",
     )
@@ -257,6 +258,7 @@ class OpenedSpan:
         self.is_root = is_root
         self.closed_by: str | None = None
         self.ambient: Ambient | None = None
+        self.on_orphaned: Callable[[], object] | None = None
         self._kept: list[SpanguardError] = []
         self._provider = _mlflow.current_provider()
         self.entry = _registry.entry_of(_mlflow.otel_span(live))
@@ -301,6 +303,13 @@ class OpenedSpan:
         return True
 
     # -- closing
+
+    def orphaned(self) -> None:
+        """Take note that somebody else is ending the span in its opener's stead."""
+        self.closed_by = "ancestor"
+        self.deactivate()
+        if self.on_orphaned is not None:
+            self.on_orphaned()
 
     def close(
         self,
@@ -458,10 +467,11 @@ class OpenedSpan:
     def abandon(self) -> None:
         """End the span as one that was dropped while open."""
         entry = self.entry
-        if entry is not None and _registry.close_descendants(entry) is not None:
-            self.closed_by = "abandoned"
+        if entry is not None:
+            _registry.close_descendants(entry)
+            entry.opened = None  # it is this one, on its way out
+            self.orphaned()
             _registry.close_orphan(entry, "garbage collection", ABANDONED)
-            self.deactivate()
 
 
 def _abandoned(opened: OpenedSpan, site: Site) -> OrphanedSpanError:
@@ -479,22 +489,39 @@ def orphans_finding(
     kind: type[OrphanedSpanError] = OrphanedSpanError,
 ) -> list[SpanguardError]:
     """Make one finding of the descendants that a span found open at its end."""
+    found = f"Span {opened.name!r} ({opened.live.span_id}) ended with {len(closed)} open below it"
+    return _orphans(opened, closed, kind, found)
+
+
+def left_open_finding(
+    outermost: OpenedSpan, closed: list[tuple[OpenSpan, Site]]
+) -> list[SpanguardError]:
+    """Make one finding of what was pushed and not popped when its manager's block ended."""
+    found = f"The block of a TraceStateManager ended with {len(closed)} spans not popped"
+    return _orphans(outermost, closed, OrphanedSpanError, found)
+
+
+def _orphans(
+    opened: OpenedSpan,
+    closed: list[tuple[OpenSpan, Site]],
+    kind: type[OrphanedSpanError],
+    found: str,
+) -> list[SpanguardError]:
     if not closed:
         return []
     spans = [span for span, _ in closed]
     listed = "; ".join(str(span) for span in spans[:5])
     more = f"; and {len(spans) - 5} more" if len(spans) > 5 else ""
     finding = kind(
-        f"Span {opened.name!r} ({opened.live.span_id}) ended with {len(spans)} open below it: "
-        f"{listed}{more}. Closed as ERROR, orphaned. End each span where its work ends, or open "
-        "it with traced_span.",
+        f"{found}: {listed}{more}. Closed as ERROR, orphaned. End each span where its work ends, "
+        "or open it with traced_span.",
         span_name=opened.name,
         span_id=opened.live.span_id,
         trace_id=opened.live.trace_id,
     )
     finding.spans = spans
     # The warning points at the line that leaked, not at the one that noticed.
-    finding.site = closed[-1][1]  # type: ignore[attr-defined]
+    finding.site = closed[-1][1]
     return [finding]
 
 

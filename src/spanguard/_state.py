@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Literal
 
 from mlflow.entities import LiveSpan
 
-from spanguard import _record, _registry
+from spanguard import _registry
+from spanguard._config import is_strict
 from spanguard._findings import settle
 from spanguard._mlflow import otel_span
-from spanguard._outcome import OK, ORPHANED
 from spanguard._proxy import parse_status
 from spanguard._registry import OpenSpan
 from spanguard._site import Site, user_site
-from spanguard._span import OpenedSpan, SpanRequest, open_span, orphans_finding
+from spanguard._span import (
+    OpenedSpan,
+    SpanRequest,
+    left_open_finding,
+    open_span,
+    orphans_finding,
+)
 from spanguard.exceptions import (
     EmptyTraceStackError,
     SpanguardError,
@@ -33,42 +39,50 @@ __all__ = ["TraceStateManager"]
 Scope = Literal["context", "process"]
 
 
+class _Strand:
+    """What tells a task from its parent, which shares its thread, and from its children."""
+
+    __slots__ = ("_task", "_thread")
+
+    def __init__(self) -> None:
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # no event loop runs in this thread
+            task = None
+        self._thread = threading.get_ident()
+        self._task = weakref.ref(task) if task is not None else None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Strand) or (self._task is None) != (other._task is None):
+            return False
+        if self._task is None or other._task is None:
+            return self._thread == other._thread
+        return self._task() is other._task()
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class _Frame:
     """One push, linked to the one below it: the immutable value that contexts copy."""
 
-    __slots__ = ("_opened", "below", "pusher")
+    __slots__ = ("_opened", "above", "below", "order", "pusher")
 
     def __init__(self, opened: OpenedSpan, below: _Frame | None) -> None:
+        self.order = next(_orders)
+        self.above: dict[_Frame, None] = {}  # pushed on it and not popped, in all contexts
         # Weak: contexts hold frames for as long as they like, and must not keep spans alive.
         self._opened = weakref.ref(opened)
         self.below = below
-        self.pusher = _this_strand()
-
-    @property
-    def opened(self) -> OpenedSpan | None:
-        return self._opened()
+        self.pusher = _Strand()
 
     @property
     def stands(self) -> bool:
         """Whether it is still to be popped. Ended by hand: yes. Closed as an orphan: no."""
         opened = self._opened()
-        return opened is not None and opened.closed_by in (None, "user") and not _is_orphan(opened)
+        return opened is not None and opened.closed_by in (None, "user")
 
 
-def _is_orphan(opened: OpenedSpan) -> bool:
-    return opened.entry is not None and opened.entry.orphaned_by is not None
-
-
-def _this_strand() -> object:
-    """Return what tells this task from its parent, which shares its thread: task, else thread."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        task = None
-    # The id of a task alone could come back for a later one; with its creation it is told apart
-    # as long as the frame's context lives, which the task holds.
-    return threading.get_ident() if task is None else task
-
+_orders = itertools.count()
 
 # The top of the stack in this context. One for all managers: a ContextVar lives for ever.
 _top: ContextVar[_Frame | None] = ContextVar("spanguard_top", default=None)
@@ -113,8 +127,7 @@ class TraceStateManager:
         self._scope: Scope = scope
         self._strict = strict
         # What is pushed and not popped, in the order of the pushes, of all contexts.
-        self._pushed: dict[int, _Frame] = {}
-        self._opened: dict[int, OpenedSpan] = {}
+        self._pushed: dict[_Frame, OpenedSpan] = {}
         self._lock = threading.RLock()
 
     # -- looking
@@ -122,29 +135,32 @@ class TraceStateManager:
     @property
     def current_trace(self) -> LiveSpan | None:
         """The innermost open span of this manager in this scope, or None."""
-        for frame in self._stack():
-            opened = frame.opened
-            if opened is not None and opened.is_open:
-                return opened.proxy  # type: ignore[return-value]
-        return None
+        opened = self._innermost()
+        return opened.proxy if opened is not None else None  # type: ignore[return-value]
 
     @property
     def depth(self) -> int:
         """How many spans of this manager are open in this scope."""
-        return sum(1 for frame in self._stack() if frame.opened and frame.opened.is_open)
+        with self._lock:
+            return sum(1 for _, opened in self._stack() if opened.is_open)
 
-    def _stack(self) -> Iterator[_Frame]:
-        """Yield what stands on the stack in this scope, innermost first."""
+    def _innermost(self) -> OpenedSpan | None:
+        with self._lock:
+            return next((opened for _, opened in self._stack() if opened.is_open), None)
+
+    def _stack(self) -> Iterator[tuple[_Frame, OpenedSpan]]:
+        """Yield what stands on the stack in this scope, innermost first. Call it locked."""
         if self._scope == "process":
-            with self._lock:
-                frames = list(self._pushed.values())
-            yield from (frame for frame in reversed(frames) if frame.stands)
+            for frame, opened in reversed(self._pushed.items()):
+                if frame.stands:
+                    yield frame, opened
             return
-        frame = _top.get()
-        while frame is not None:
-            if frame.stands and id(frame) in self._pushed:
-                yield frame
-            frame = frame.below
+        below = _top.get()
+        while below is not None:
+            found = self._pushed.get(below)
+            if found is not None and below.stands:
+                yield below, found
+            below = below.below
 
     # -- pushing and popping
 
@@ -157,25 +173,39 @@ class TraceStateManager:
         Raises:
             InvalidSpanArgumentError, InvalidParentError: in strict mode, before anything opens.
         """
+        return self._push(name, kwargs)[1].proxy  # type: ignore[return-value]
+
+    def _push(self, name: str, kwargs: dict[str, Any]) -> tuple[_Frame, OpenedSpan]:
         kwargs.setdefault("client", self._client)
         if kwargs.get("strict") is None:
             kwargs["strict"] = self._strict
         request = SpanRequest((), name=name, **kwargs)
-        with self._lock:
-            parent = self._process_top() if self._scope == "process" else None
-            opened = open_span(request, parent=parent)
-            frame = _Frame(opened, _standing(_top.get()))
-            self._pushed[id(frame)] = frame
-            self._opened[id(frame)] = opened
         if self._scope == "context":
+            opened = open_span(request)
+            frame = _Frame(opened, _standing(_top.get()))
+            self._put(frame, opened)
             _top.set(frame)
-        return opened.proxy  # type: ignore[return-value]
+        else:
+            with self._lock:  # held while it opens: the next push goes under this one
+                opened = open_span(request, parent=self._innermost())
+                frame = _Frame(opened, None)
+                self._put(frame, opened)
+        return frame, opened
 
-    def _process_top(self) -> OpenedSpan | None:
-        for frame in self._stack():
-            if frame.opened is not None and frame.opened.is_open:
-                return frame.opened
-        return None
+    def _put(self, frame: _Frame, opened: OpenedSpan) -> None:
+        # What an ancestor closes is never popped: it must not stay here for ever.
+        opened.on_orphaned = lambda: self._take(frame)
+        with self._lock:
+            self._pushed[frame] = opened
+            if frame.below is not None:
+                frame.below.above[frame] = None
+
+    def _take(self, frame: _Frame) -> OpenedSpan | None:
+        """Take a frame off the stack. Exactly one caller gets its span, in whatever thread."""
+        with self._lock:
+            if frame.below is not None:
+                frame.below.above.pop(frame, None)
+            return self._pushed.pop(frame, None)
 
     def pop_trace(
         self,
@@ -195,48 +225,44 @@ class TraceStateManager:
             EmptyTraceStackError, SpanOrderError, SpanAlreadyEndedError, UnknownSpanError,
             OrphanedSpanError, TraceLostError: in strict mode, after everything is closed.
         """
-        findings: list[SpanguardError] = []
-        popped = None
-        with self._lock:
-            frame = self._top_to_pop() if span is None else self._frame_of(span)
-            if frame is None:
-                findings += self._nothing_to_pop(span)
-            else:
-                popped = self._opened[id(frame)]
-        if frame is not None and popped is not None:
-            findings += self._pop(frame, popped, (outputs, attributes, status))
+        frame = self._top_to_pop() if span is None else self._frame_of(span)
+        popped = self._take(frame) if frame is not None else None
+        if frame is None or popped is None:
+            findings, strict = self._nothing_to_pop(span), self._strict
+        else:
+            findings, strict = (
+                self._pop(frame, popped, (outputs, attributes, status)),
+                popped.strict,
+            )
         if findings:
-            strict = popped.strict if popped is not None else self._strict
             settle(findings, strict=strict, raised=None, site=user_site(2))
         return popped.proxy if popped is not None else None  # type: ignore[return-value]
 
     def _top_to_pop(self) -> _Frame | None:
-        strand = _this_strand()
-        for frame in self._stack():
-            if self._scope == "process" or frame.pusher == strand:
-                return frame
+        strand = _Strand()
+        with self._lock:
+            for frame, _ in self._stack():
+                if self._scope == "process" or frame.pusher == strand:
+                    return frame
         return None
 
     def _frame_of(self, span: Any) -> _Frame | None:
         wanted = otel_span(span)
-        for key, opened in self._opened.items():
-            if opened.proxy is span or (wanted is not None and otel_span(opened.live) is wanted):
-                return self._pushed[key]
+        with self._lock:
+            for frame, opened in reversed(self._pushed.items()):
+                same = wanted is not None and otel_span(opened.live) is wanted
+                if same or opened.proxy is span:
+                    return frame
         return None
 
     def _nothing_to_pop(self, span: Any) -> list[SpanguardError]:
         if span is None:
             # An empty stack is an answer (None), not a fault, unless strict mode asks.
-            from spanguard._config import is_strict
-
-            if not is_strict(self._strict):
-                return []
-            return [
-                EmptyTraceStackError(
-                    "pop_trace() was called on an empty stack. Push before you pop, and pop in "
-                    "the thread or task that pushed, or by handle: pop_trace(span)."
-                )
-            ]
+            error = EmptyTraceStackError(
+                "pop_trace() was called on an empty stack. Push before you pop, and pop in the "
+                "thread or task that pushed, or by handle: pop_trace(span)."
+            )
+            return [error] if is_strict(self._strict) else []
         name, span_id = getattr(span, "name", None), getattr(span, "span_id", None)
         return [
             UnknownSpanError(
@@ -248,111 +274,106 @@ class TraceStateManager:
         ]
 
     def _pop(
-        self, frame: _Frame, popped: OpenedSpan, last: tuple[Any, Any, Any]
+        self,
+        frame: _Frame,
+        popped: OpenedSpan,
+        last: tuple[Any, Any, Any] = (None, None, None),
+        raised: BaseException | None = None,
     ) -> list[SpanguardError]:
+        """Close a frame that is off the stack, and what stands above it first."""
         findings: list[SpanguardError] = []
-        was_open = popped.is_open
-        above = self._above(frame) if was_open else []
-        closed = self._close_above(above, popped)
-        if was_open:
+        if popped.is_open:
+            closed = self._close_above(frame, popped)
+            findings += orphans_finding(popped, closed, SpanOrderError)
             findings += popped.write_last(*last)
-        findings += popped.close()
-        self._drop(frame)
-        return _as_order_finding(popped, closed) + findings
-
-    def _above(self, frame: _Frame) -> list[_Frame]:
-        """Return what stands above a frame, innermost first: here, and below it in its trace."""
-        above: list[_Frame] = []
-        for other in self._stack():
-            if other is frame:
-                return above
-            above.append(other)
-        # Popped from elsewhere: what lies above it in its own context is not visible here, but
-        # what was pushed under it is.
-        return [
-            other
-            for other in reversed(list(self._pushed.values()))
-            if other is not frame and other.stands and _is_linked_above(other, frame)
-        ]
-
-    def _close_above(self, above: list[_Frame], popped: OpenedSpan) -> list[tuple[OpenSpan, Site]]:
-        closed: list[tuple[OpenSpan, Site]] = []
-        label = popped.entry.label if popped.entry is not None else popped.name
-        for frame in above:
-            opened = frame.opened
-            if opened is not None and opened.entry is not None and opened.is_open:
-                closed += _registry.close_descendants(opened.entry)
-                report = _registry.close_orphan(opened.entry, label)
-                if report is not None:
-                    closed.append((report, opened.entry.site))
-                opened.closed_by = "ancestor"
-                opened.deactivate()
-            self._drop(frame)
-        return closed
-
-    def _drop(self, frame: _Frame) -> None:
-        with self._lock:
-            self._pushed.pop(id(frame), None)
-            self._opened.pop(id(frame), None)
+        findings += popped.close(raised)
         if self._scope == "context":
             top = _top.get()
             standing = _standing(top)
             if standing is not top:
                 _top.set(standing)
+        return findings
+
+    def _close_above(self, frame: _Frame, popped: OpenedSpan) -> list[tuple[OpenSpan, Site]]:
+        closed: list[tuple[OpenSpan, Site]] = []
+        label = popped.entry.label if popped.entry is not None else popped.name
+        for opened in self._above(frame):
+            if opened.entry is not None:
+                closed += _registry.close_descendants(opened.entry)
+                report = _registry.close_orphan(opened.entry, label)
+                if report is not None:
+                    closed.append((report, opened.entry.site))
+            else:
+                opened.close()
+                opened.closed_by = "ancestor"
+        return closed
+
+    def _above(self, frame: _Frame) -> list[OpenedSpan]:
+        """Return the open spans above a frame, innermost first, in whatever context they are."""
+        above: list[OpenedSpan] = []
+        with self._lock:
+            if self._scope == "process":
+                for later, opened in reversed(self._pushed.items()):
+                    if later.order < frame.order:
+                        break
+                    above.append(opened)
+            else:
+                frames = list(frame.above)
+                while frames:
+                    higher = frames.pop()
+                    frames += higher.above
+                    if higher in self._pushed:
+                        above.insert(0, self._pushed[higher])
+        return [opened for opened in above if opened.is_open]
 
     # -- blocks
 
-    @contextmanager
-    def trace(self, name: str, **kwargs: Any) -> Iterator[LiveSpan]:
-        """Push for the length of a with-block; the exception that leaves it decides the status."""
-        span = self.push_trace(name, **kwargs)
-        frame = self._frame_of(span)
-        opened = frame.opened if frame is not None else None
-        raised: BaseException | None = None
-        try:
-            yield span
-        except BaseException as error:
-            raised = error
-            raise
-        finally:
-            if frame is not None and opened is not None:
-                self._leave(frame, opened, raised)
+    def trace(self, name: str, **kwargs: Any) -> PushedBlock:
+        """Push for the length of a with-block; the exception that leaves it decides the status.
+
+        Takes what `push_trace` takes. Works with `async with` too.
+        """
+        return PushedBlock(self, name, kwargs)
 
     def _leave(self, frame: _Frame, opened: OpenedSpan, raised: BaseException | None) -> None:
-        above = self._above(frame) if opened.is_open else []
-        closed = self._close_above(above, opened) if raised is None else []
-        findings = _as_order_finding(opened, closed) + opened.close(raised)
-        self._drop(frame)
-        settle(findings, strict=opened.strict, raised=raised, site=user_site(2))
+        self._take(frame)
+        findings = self._pop(frame, opened, raised=raised)
+        if findings:
+            settle(findings, strict=opened.strict, raised=raised, site=user_site(2))
 
     def close(self, status: Any = "ERROR") -> int:
         """Close everything that is open, innermost first, and return how many there were.
 
         In every thread and task. With ERROR they get the outcome `orphaned`, by `close`.
         """
-        return len(self._unwind(None, status))
-
-    def _unwind(self, raised: BaseException | None, status: Any) -> list[tuple[OpenSpan, Site]]:
         code, _, finding = parse_status(status)
-        with self._lock:
-            frames = list(reversed(self._pushed.values()))
-        unwound: list[tuple[OpenSpan, Site]] = []
-        for frame in frames:
-            opened = frame.opened
-            if opened is not None and opened.is_open:
-                if opened.entry is not None:
-                    unwound.append((opened.entry.report(), opened.entry.site))
-                    if raised is None and code == "ERROR":
-                        _record.orphan(
-                            opened.live,
-                            ORPHANED,
-                            opened_at=str(opened.entry.site),
-                            orphaned_by="close",
-                        )
-                opened.close(raised, outcome=None if raised is not None else OK)
-            self._drop(frame)
+        closed = self._unwind(None, is_error=code == "ERROR")
         if finding is not None:
-            settle([finding], strict=self._strict, raised=raised, site=user_site(3))
+            settle([finding], strict=self._strict, raised=None, site=user_site(2))
+        return len(closed)
+
+    def _unwind(
+        self, raised: BaseException | None, *, is_error: bool = True
+    ) -> list[tuple[OpenedSpan, tuple[OpenSpan, Site] | None]]:
+        """Close all that is pushed, last push first; return what was open."""
+        unwound: list[tuple[OpenedSpan, tuple[OpenSpan, Site] | None]] = []
+        while True:
+            with self._lock:
+                frame = next(reversed(self._pushed), None)
+                opened = self._take(frame) if frame is not None else None
+            if opened is None:
+                break
+            if not opened.is_open:
+                continue
+            entry = opened.entry
+            unwound.append((opened, (entry.report(), entry.site) if entry is not None else None))
+            if raised is None and is_error and entry is not None:
+                _registry.close_descendants(entry)
+                _registry.close_orphan(entry, "close")
+            else:
+                opened.close(raised)
+        if self._scope == "context":
+            _top.set(_standing(_top.get()))
         return unwound
 
     def __enter__(self) -> TraceStateManager:
@@ -364,11 +385,54 @@ class TraceStateManager:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        last = next(reversed(self._opened.values()), None) if self._opened else None
-        unwound = self._unwind(exc, "ERROR")
-        if exc is None and last is not None and unwound:
-            finding = orphans_finding(last, unwound)
-            settle(finding, strict=self._strict, raised=None, site=user_site(2))
+        unwound = self._unwind(exc)
+        if exc is None and unwound:
+            reports = [report for _, report in unwound if report is not None]
+            outermost = unwound[-1][0]
+            findings = left_open_finding(outermost, reports)
+            settle(findings, strict=self._strict, raised=None, site=user_site(2))
+
+
+class PushedBlock:
+    """The with-block of `TraceStateManager.trace`."""
+
+    __slots__ = ("_kwargs", "_manager", "_name", "_pushed")
+
+    def __init__(self, manager: TraceStateManager, name: str, kwargs: dict[str, Any]) -> None:
+        self._manager = manager
+        self._name = name
+        self._kwargs: dict[str, Any] | None = kwargs
+        self._pushed: tuple[_Frame, OpenedSpan] | None = None
+
+    def __enter__(self) -> LiveSpan:
+        kwargs, self._kwargs = self._kwargs, None
+        if kwargs is None:
+            raise RuntimeError(
+                "This block has been entered before. Make a new one for each: manager.trace(...)."
+            )
+        self._pushed = self._manager._push(self._name, kwargs)
+        return self._pushed[1].proxy  # type: ignore[return-value]
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        pushed, self._pushed = self._pushed, None
+        if pushed is not None:
+            self._manager._leave(*pushed, exc)
+
+    async def __aenter__(self) -> LiveSpan:
+        return self.__enter__()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.__exit__(exc_type, exc, traceback)
 
 
 def _standing(frame: _Frame | None) -> _Frame | None:
@@ -376,19 +440,3 @@ def _standing(frame: _Frame | None) -> _Frame | None:
     while frame is not None and not frame.stands:
         frame = frame.below
     return frame
-
-
-def _is_linked_above(frame: _Frame, lower: _Frame) -> bool:
-    below = frame.below
-    while below is not None:
-        if below is lower:
-            return True
-        below = below.below
-    return False
-
-
-def _as_order_finding(
-    popped: OpenedSpan, closed: list[tuple[OpenSpan, Site]]
-) -> list[SpanguardError]:
-    found: list[SpanguardError] = list(orphans_finding(popped, closed, SpanOrderError))
-    return found

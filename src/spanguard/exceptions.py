@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from spanguard._registry import OpenSpan
+    from spanguard._site import Site
 
 __all__ = [
     "DuplicateTraceIdError",
@@ -82,6 +83,8 @@ class SpanguardError(Exception):
     """
 
     warning: ClassVar[type[SpanguardWarning]] = SpanguardWarning
+    # The line to blame, where that is not the line that noticed.
+    site: Site | None = None
 
     def __init__(
         self,
