@@ -46,6 +46,9 @@ def store(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     mlflow.tracing.reset()
     InMemoryTraceManager.reset()
     mlflow.set_tracking_uri(f"sqlite:///{path}")
+    # set_experiment() of an earlier test, for which MLflow has no public way back.
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
     _findings.forget_sites()
     _findings.reraise_internal = True
     yield Store(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import itertools
 import threading
 import weakref
 from collections.abc import Callable
@@ -254,7 +255,7 @@ def test_managers_and_blocks_share_one_ambient_stack(store: Store) -> None:
         assert one.pop_trace() is a
     spans = store.spans()
     chain = ["block", "a", "b", "inner"]
-    for outer, inner in zip(chain, chain[1:], strict=False):
+    for outer, inner in itertools.pairwise(chain):
         assert spans[inner].parent_id == spans[outer].span_id
 
 

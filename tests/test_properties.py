@@ -1,0 +1,252 @@
+"""Random programs over every face: whatever they do, all spans end once and nothing leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlflow
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import spanguard
+from spanguard import TraceStateManager, _registry, current_span, traced_span
+from tests.store import Store, outcome, status
+
+
+class Boom(Exception):
+    pass
+
+
+class Halt(BaseException):
+    pass
+
+
+# -- programs ----------------------------------------------------------------------------------
+
+STEPS = st.deferred(
+    lambda: st.one_of(
+        st.tuples(st.just("raise"), st.sampled_from([Boom, Halt, KeyboardInterrupt])),
+        st.tuples(st.just("push"), st.integers(0, 2)),
+        st.tuples(st.just("pop"), st.integers(0, 2)),
+        st.tuples(st.just("pop handle"), st.integers(0, 2), st.integers(0, 5)),
+        st.tuples(st.just("close"), st.integers(0, 2)),
+        st.tuples(st.just("raw"), st.booleans()),
+        st.tuples(st.just("end"), st.integers(0, 5)),
+        st.tuples(st.just("write"), st.integers(0, 5)),
+        st.tuples(st.just("block"), PROGRAMS),
+        st.tuples(st.just("new trace"), PROGRAMS),
+        st.tuples(st.just("client block"), PROGRAMS),
+        st.tuples(st.just("fluent"), PROGRAMS),
+        st.tuples(st.just("pushed block"), st.integers(0, 2), PROGRAMS),
+        st.tuples(st.just("catch"), PROGRAMS),
+        st.tuples(st.just("thread"), PROGRAMS),
+        st.tuples(st.just("tasks"), PROGRAMS, PROGRAMS),
+        st.tuples(st.just("left elsewhere"), PROGRAMS),
+    )
+)
+PROGRAMS = st.lists(STEPS, max_size=5)
+
+
+@dataclass
+class Machine:
+    """Runs a program. Everything it opens is written down."""
+
+    managers: list[TraceStateManager]
+    client: mlflow.MlflowClient
+    handles: list[Any] = field(default_factory=list)
+    opened: int = 0
+    trace_ids: set[str] = field(default_factory=set)
+
+    def run(self, program: list[tuple[Any, ...]]) -> None:
+        for step in program:
+            found = current_span()
+            getattr(self, "do_" + step[0].replace(" ", "_"))(*step[1:])
+            if step[0] in {"fluent", "catch"} and found is not None and is_open(found):
+                # What is open is ambient again after a block, unless a push inside it stayed.
+                assert current_span() is not None
+
+    def note(self, span: Any) -> Any:
+        self.opened += 1
+        self.handles.append(span)
+        self.trace_ids.add(span.trace_id)
+        return span
+
+    def handle(self, number: int) -> Any:
+        return self.handles[number % len(self.handles)] if self.handles else None
+
+    def do_raise(self, kind: type[BaseException]) -> None:
+        raise kind
+
+    def do_push(self, manager: int) -> None:
+        self.note(self.managers[manager].push_trace(f"push {self.opened}"))
+
+    def do_pop(self, manager: int) -> None:
+        self.managers[manager].pop_trace()
+
+    def do_pop_handle(self, manager: int, number: int) -> None:
+        span = self.handle(number)
+        if span is not None:
+            self.managers[manager].pop_trace(span)
+
+    def do_close(self, manager: int) -> None:
+        self.managers[manager].close()
+
+    def do_raw(self, ends: bool) -> None:
+        parent = current_span()
+        if parent is None or not is_open(parent):
+            return
+        span = self.note(self.client.start_span("raw", parent.trace_id, parent.span_id))
+        if ends:
+            self.client.end_span(span.trace_id, span.span_id)
+
+    def do_end(self, number: int) -> None:
+        span = self.handle(number)
+        if span is not None and not isinstance(span, type(None)):
+            span.end()
+
+    def do_write(self, number: int) -> None:
+        span = self.handle(number)
+        if span is not None:
+            span.set_attribute("k", {"v": object()})
+
+    def do_block(self, program: Any, **kwargs: Any) -> None:
+        with traced_span(f"block {self.opened}", **kwargs) as span:
+            self.note(span)
+            self.run(program)
+
+    def do_new_trace(self, program: Any) -> None:
+        self.do_block(program, new_trace=True)
+
+    def do_client_block(self, program: Any) -> None:
+        self.do_block(program, client=self.client)
+
+    def do_fluent(self, program: Any) -> None:
+        with mlflow.start_span("fluent") as span:
+            self.note(current_span())
+            assert span.span_id == self.handles[-1].span_id
+            self.run(program)
+
+    def do_pushed_block(self, manager: int, program: Any) -> None:
+        with self.managers[manager].trace("pushed block") as span:
+            self.note(span)
+            self.run(program)
+
+    def do_catch(self, program: Any) -> None:
+        try:
+            self.run(program)
+        except (Boom, Halt, KeyboardInterrupt):
+            pass
+
+    def do_thread(self, program: Any) -> None:
+        in_thread(lambda: self.do_catch(program))
+
+    def do_tasks(self, one: Any, two: Any) -> None:
+        async def task(program: Any) -> None:
+            await asyncio.sleep(0)
+            self.do_catch(program)
+            await asyncio.sleep(0)
+
+        async def main() -> None:
+            await asyncio.gather(task(one), task(two))
+
+        # A loop of its own in this thread, inside whatever is open here, if none runs yet.
+        if asyncio._get_running_loop() is None:
+            asyncio.run(main())
+
+    def do_left_elsewhere(self, program: Any) -> None:
+        block = traced_span("left elsewhere")
+        self.note(block.__enter__())
+        try:
+            self.run(program)
+        finally:
+            in_thread(lambda: block.__exit__(None, None, None))
+
+
+def is_open(span: Any) -> bool:
+    return span.end_time_ns is None
+
+
+def in_thread(work: Callable[[], Any]) -> None:
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+
+
+# -- what must hold ----------------------------------------------------------------------------
+
+
+@settings(
+    max_examples=100,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking real stores takes minutes
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(program=PROGRAMS)
+def test_whatever_a_program_does(store: Store, program: list[tuple[Any, ...]]) -> None:
+    # hypothesis seeds `random`, where OpenTelemetry takes its ids from: traces would collide.
+    random.seed()
+    ended: list[int] = []
+    original = _registry._watcher.on_end
+
+    def count(span: Any) -> None:
+        ended.append(span.context.span_id)
+        original(span)
+
+    _registry._watcher.on_end = count  # type: ignore[method-assign]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            managers = [
+                TraceStateManager(),
+                TraceStateManager(scope="process"),
+                TraceStateManager(mlflow.MlflowClient()),
+            ]
+            machine = Machine(managers, mlflow.MlflowClient())
+            machine.do_catch(program)
+            for manager in managers:
+                manager.close()
+            spanguard.close_open_spans()
+            assert spanguard.flush(60)
+            traces = [machine.client.get_trace(trace_id) for trace_id in machine.trace_ids]
+    finally:
+        _registry._watcher.on_end = original  # type: ignore[method-assign]
+
+    # The context is as found, nothing is registered, nothing is kept.
+    assert mlflow.get_current_active_span() is None
+    assert current_span() is None
+    assert spanguard.open_spans() == []
+    assert all(not manager._pushed for manager in managers)
+    assert [manager.depth for manager in managers] == [0, 0, 0]
+
+    # Every span ended once, and every one of them is in a readable trace.
+    assert None not in traces
+    assert len(ended) == len(set(ended))
+    stored = [span for trace in traces for span in trace.data.spans]
+    assert len(stored) == machine.opened
+    assert all(trace.info.state.value in {"OK", "ERROR"} for trace in traces)
+    by_id = {span.span_id: span for span in stored}
+    for span in stored:
+        assert span.end_time_ns is not None
+        assert status(span) in {"OK", "ERROR"}
+        if span.parent_id is not None:
+            assert span.parent_id in by_id
+        if outcome(span) == "orphaned":
+            assert span.get_attribute("spanguard.opened_at")
+            assert span.get_attribute("spanguard.orphaned_by")
+            assert status(span) == "ERROR"
