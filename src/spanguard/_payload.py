@@ -118,8 +118,8 @@ class _Rebuilder:
             # The base classes' own iteration: a subclass may raise in its.
             if isinstance(value, dict):
                 return self._mapping(list(dict.items(value)), depth - 1)
-            base = list if isinstance(value, list) else tuple
-            return self._sequence(list(base.__iter__(value)), depth - 1)
+            items = list.__iter__(value) if isinstance(value, list) else tuple.__iter__(value)
+            return self._sequence(list(items), depth - 1)
         finally:
             self._path.discard(id(value))
 

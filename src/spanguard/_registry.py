@@ -306,6 +306,10 @@ def close_orphan(entry: Entry, orphaned_by: str, outcome: Outcome = ORPHANED) ->
     if otel is not None and not _mlflow.has_ended(otel):
         with contained("ending an orphaned span that MLflow has dropped"):
             _mlflow.end_bare(otel, None)
+    if not entry.ended:
+        # Raw code in another thread is ending it in this very moment. Its ancestor must come
+        # after it also in MLflow's queue, or MLflow loses the child and with it the trace.
+        _await_end(entry)
     return report
 
 

@@ -1,0 +1,93 @@
+"""What type checkers see. Never run: mypy --strict and pyright read it."""
+
+from __future__ import annotations
+
+import mlflow
+from mlflow.entities import LiveSpan
+from typing_extensions import assert_type
+
+import spanguard
+from spanguard import (
+    OpenSpan,
+    TraceStateManager,
+    close_open_spans,
+    current_span,
+    flush,
+    limits,
+    open_spans,
+    strict,
+    traced_span,
+)
+
+client = mlflow.MlflowClient()
+
+with traced_span("name") as span:
+    assert_type(span, LiveSpan)
+
+with traced_span(
+    "name",
+    trace_id="tr-1",
+    parent_id=None,
+    client=client,
+    span_type="TOOL",
+    inputs=object(),
+    attributes={"k": 1},
+    tags={"k": "v"},
+    metadata={"k": "v"},
+    experiment_id="0",
+    run_id=None,
+    session_id="s",
+    user="u",
+    links=[],
+    start_time_ns=1,
+    otel_trace_id="0" * 32,
+    new_trace=True,
+    expected=(ValueError, KeyError),
+    strict=True,
+):
+    pass
+
+with traced_span(client, "name", "tr-1", "0123", inputs=1) as span:
+    assert_type(span, LiveSpan)
+
+traced_span(client, "name", None, None)
+traced_span(name="name", request_id="tr-1")
+traced_span("name", expected=ValueError)
+
+traced_span()  # type: ignore[call-overload]  # pyright: ignore
+traced_span("name", parent_id=17)  # type: ignore[call-overload]  # pyright: ignore
+
+
+async def use() -> None:
+    async with traced_span("name") as inside:
+        assert_type(inside, LiveSpan)
+
+
+manager = TraceStateManager(client, scope="process", strict=None)
+assert_type(manager.push_trace("a", inputs=1), LiveSpan)
+assert_type(manager.pop_trace(outputs=1, attributes={}, status="OK"), LiveSpan | None)
+assert_type(manager.current_trace, LiveSpan | None)
+assert_type(manager.depth, int)
+assert_type(manager.close(), int)
+with manager as same:
+    assert_type(same, TraceStateManager)
+with manager.trace("b") as pushed:
+    assert_type(pushed, LiveSpan)
+TraceStateManager(scope="galaxy")  # type: ignore[arg-type]  # pyright: ignore
+
+assert_type(current_span(), LiveSpan | None)
+assert_type(open_spans(older_than=1.5), list[OpenSpan])
+assert_type(close_open_spans(status="OK"), int)
+assert_type(flush(timeout=1), bool)
+
+strict()
+strict(False)
+with strict():
+    pass
+with limits(value_chars=1) as caps:
+    assert_type(caps.value_chars, int)
+
+error = spanguard.OrphanedSpanError()
+assert_type(error.span_name, str | None)
+for orphan in error.spans:
+    assert_type(orphan, OpenSpan)
