@@ -66,6 +66,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PYTHONPATH": str(Path(spanguard.__file__).parent.parent),
         "PYTHONIOENCODING": "utf-8",
+        "SPANGUARD_STRICT": "1",  # the demo shows its leak, whatever the user's settings
     }
     finished = subprocess.run(
         [sys.executable, "-m", "spanguard", "demo", "--folder", "shown here"],
@@ -199,6 +200,21 @@ def test_the_demo_reports_a_folder_it_cannot_use(tmp_path: Path) -> None:
     shown = CliRunner().invoke(cli.main, ["demo", "--folder", str(taken)])
     assert shown.exit_code == 2
     assert "is a file" in shown.output
+
+
+def test_the_demo_reports_a_store_it_cannot_open(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("no database" * 100)
+    environment = {**os.environ, "PYTHONPATH": str(Path(spanguard.__file__).parent.parent)}
+    finished = subprocess.run(
+        [sys.executable, "-m", "spanguard", "demo", "--folder", str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=240,
+    )
+    assert finished.returncode == 1
+    assert "Error: MLflow could not open a store in" in finished.stderr
+    assert "Traceback" not in finished.stderr
 
 
 def test_the_command_knows_its_version() -> None:

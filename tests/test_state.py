@@ -402,7 +402,7 @@ def test_close_as_ok(store: Store) -> None:
 
 
 def test_a_managers_block_closes_what_is_left_as_orphans(store: Store) -> None:
-    with pytest.warns(spanguard.OrphanedSpanWarning, match="2 spans not popped"):
+    with pytest.warns(spanguard.OrphanedSpanWarning, match="2 not popped"):
         with TraceStateManager() as manager:
             manager.push_trace("a")
             manager.push_trace("b")

@@ -8,6 +8,7 @@ of writing into a finished trace, which MLflow would make unreadable.
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
 import wrapt
@@ -15,7 +16,7 @@ import wrapt
 from spanguard import _mlflow
 from spanguard._mlflow import OtelSpan
 
-__all__ = ["Ambient", "ambient_span"]
+__all__ = ["Ambient", "BodyContext", "ambient_span", "pushed"]
 
 
 if TYPE_CHECKING:
@@ -40,12 +41,12 @@ class StandIn(_ObjectProxy):
 class Ambient:
     """One span made active: activate at its start, leave at its end, from any context."""
 
-    __slots__ = ("_activation", "stand_in")
+    __slots__ = ("_before", "stand_in")
 
     def __init__(self, span: OtelSpan) -> None:
         below = ambient_span()
         self.stand_in = StandIn(span, below)
-        self._activation = _mlflow.Activation(cast(OtelSpan, self.stand_in))
+        self._before = _mlflow.activate(cast(OtelSpan, self.stand_in))
 
     def leave(self) -> None:
         """Restore what was active before, if this span (or one above it) is active here.
@@ -53,7 +54,7 @@ class Ambient:
         In a context that never saw the span, or has left it already, nothing changes.
         """
         if _holds(_mlflow.current_otel_span(), self.stand_in):
-            self._activation.restore()
+            self._before.restore()
 
 
 def _holds(active: Any, wanted: StandIn) -> bool:
@@ -76,3 +77,37 @@ def ambient_span() -> OtelSpan:
     while type(active) is StandIn and active.__wrapped__ is active._self_below:
         active = active._self_below
     return cast(OtelSpan, active)
+
+
+# The innermost push of all managers in this context (see _state.py). It is here because a
+# generator's body has its own, like its ambient span.
+pushed: ContextVar[Any] = ContextVar("spanguard_pushed", default=None)
+
+
+class BodyContext:
+    """What is ambient inside a generator's body, kept between its steps.
+
+    Entered for each step and left after it: the consumer never sees the body's spans, whichever
+    task or thread takes the next step, and the body finds its own again.
+    """
+
+    __slots__ = ("_body", "_body_pushed", "_consumer", "_consumer_pushed")
+
+    def __init__(self) -> None:
+        self._body: _mlflow.ActiveState | None = None
+        self._body_pushed: Any = None
+
+    def __enter__(self) -> None:
+        self._consumer = _mlflow.active_state()
+        self._consumer_pushed = pushed.get()
+        if self._body is None:
+            self._body_pushed = self._consumer_pushed
+        else:
+            self._body.restore()
+            pushed.set(self._body_pushed)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._body = _mlflow.active_state()
+        self._body_pushed = pushed.get()
+        self._consumer.restore()
+        pushed.set(self._consumer_pushed)

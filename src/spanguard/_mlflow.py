@@ -99,28 +99,39 @@ def current_otel_span() -> OtelSpan:
     return _otel.get_current_span(_provider_module.get_current_context())
 
 
-class Activation:
-    """An active span, and what was active before it. Values are immutable: valid anywhere."""
+class ActiveState:
+    """What is active here and now. An immutable value: it can be restored in any context."""
 
-    __slots__ = ("_otel_previous", "_previous", "_runtime")
+    __slots__ = ("_context", "_otel_context", "_runtime")
 
-    def __init__(self, span: OtelSpan) -> None:
+    def __init__(self) -> None:
         isolated = cast(Any, MLFLOW_USE_DEFAULT_TRACER_PROVIDER).get()
         self._runtime: Any = (
             _provider_module.mlflow_runtime_context if isolated else _otel_context_api
         )
-        self._previous = self._runtime.get_current()
-        self._otel_previous = None
+        self._context = self._runtime.get_current()
+        self._otel_context = None
         if isolated and _propagates_to_otel():
-            self._otel_previous = _otel_context_api.get_current()
-        _provider_module.set_span_in_context(cast(Any, _HasSpan(span)))
+            self._otel_context = _otel_context_api.get_current()
 
     def restore(self) -> None:
-        """Make active what was active before, from whatever context this is called in."""
+        """Make active what was active when this was taken."""
         # attach() and never detach(token): a token is bound to the context it was made in.
-        self._runtime.attach(self._previous)
-        if self._otel_previous is not None:
-            _otel_context_api.attach(self._otel_previous)
+        self._runtime.attach(self._context)
+        if self._otel_context is not None:
+            _otel_context_api.attach(self._otel_context)
+
+
+def active_state() -> ActiveState:
+    """Take down what is active here."""
+    return ActiveState()
+
+
+def activate(span: OtelSpan) -> ActiveState:
+    """Make a span active and return what was active before."""
+    before = ActiveState()
+    _provider_module.set_span_in_context(cast(Any, _HasSpan(span)))
+    return before
 
 
 class _HasSpan:
@@ -140,11 +151,11 @@ def _propagates_to_otel() -> bool:
 @contextmanager
 def no_active_span() -> Iterator[None]:
     """Hide the active span, so that a new trace can start inside another."""
-    activation = Activation(INVALID_SPAN)
+    before = activate(INVALID_SPAN)
     try:
         yield
     finally:
-        activation.restore()
+        before.restore()
 
 
 # -- hearing of every span ---------------------------------------------------------------------

@@ -497,7 +497,7 @@ def left_open_finding(
     outermost: OpenedSpan, closed: list[tuple[OpenSpan, Site]]
 ) -> list[SpanguardError]:
     """Make one finding of what was pushed and not popped when its manager's block ended."""
-    found = f"The block of a TraceStateManager ended with {len(closed)} spans not popped"
+    found = f"The block of a TraceStateManager ended with {len(closed)} not popped"
     return _orphans(outermost, closed, OrphanedSpanError, found)
 
 

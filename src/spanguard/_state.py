@@ -7,7 +7,6 @@ import itertools
 import threading
 import weakref
 from collections.abc import Iterator
-from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from mlflow.entities import LiveSpan
 
 from spanguard import _registry
 from spanguard._config import is_strict
+from spanguard._context import pushed
 from spanguard._findings import settle
 from spanguard._mlflow import otel_span
 from spanguard._proxy import parse_status
@@ -84,9 +84,6 @@ class _Frame:
 
 _orders = itertools.count()
 
-# The top of the stack in this context. One for all managers: a ContextVar lives for ever.
-_top: ContextVar[_Frame | None] = ContextVar("spanguard_top", default=None)
-
 
 class TraceStateManager:
     """A stack of spans for code that starts and ends them in different places.
@@ -155,7 +152,7 @@ class TraceStateManager:
                 if frame.stands:
                     yield frame, opened
             return
-        below = _top.get()
+        below = pushed.get()
         while below is not None:
             found = self._pushed.get(below)
             if found is not None and below.stands:
@@ -182,9 +179,9 @@ class TraceStateManager:
         request = SpanRequest((), name=name, **kwargs)
         if self._scope == "context":
             opened = open_span(request)
-            frame = _Frame(opened, _standing(_top.get()))
+            frame = _Frame(opened, _standing(pushed.get()))
             self._put(frame, opened)
-            _top.set(frame)
+            pushed.set(frame)
         else:
             with self._lock:  # held while it opens: the next push goes under this one
                 opened = open_span(request, parent=self._innermost())
@@ -288,10 +285,10 @@ class TraceStateManager:
             findings += popped.write_last(*last)
         findings += popped.close(raised)
         if self._scope == "context":
-            top = _top.get()
+            top = pushed.get()
             standing = _standing(top)
             if standing is not top:
-                _top.set(standing)
+                pushed.set(standing)
         return findings
 
     def _close_above(self, frame: _Frame, popped: OpenedSpan) -> list[tuple[OpenSpan, Site]]:
@@ -373,7 +370,7 @@ class TraceStateManager:
             else:
                 opened.close(raised)
         if self._scope == "context":
-            _top.set(_standing(_top.get()))
+            pushed.set(_standing(pushed.get()))
         return unwound
 
     def __enter__(self) -> TraceStateManager:

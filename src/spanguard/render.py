@@ -31,6 +31,7 @@ from rich.tree import Tree
 __all__ = ["TraceTree", "duration"]
 
 _GUIDE = 4  # columns that one level of the tree takes
+_INDENT = " " * 9  # of what stands below a name
 _MAX_NAME_CHARS = 60
 _MAX_DETAIL_CHARS = 160
 _MAX_PAYLOAD_CHARS = 400
@@ -51,10 +52,10 @@ class TraceTree:
     Args:
         trace: what `mlflow.get_trace` or `mlflow.search_traces` returned.
         payloads: show inputs, outputs and attributes too. Otherwise no payload is shown.
-        fold: one line for a branch in which all went well.
+        fold: draw a branch in which all went well down to this level only; the root is level 1.
     """
 
-    def __init__(self, trace: Trace, *, payloads: bool = False, fold: bool = False) -> None:
+    def __init__(self, trace: Trace, *, payloads: bool = False, fold: int | None = None) -> None:
         self._trace = trace
         self._payloads = payloads
         self._fold = fold
@@ -146,7 +147,7 @@ def _of(node: _Node) -> Span:
 class _Picture:
     """One drawing of a trace, for one width and one character set."""
 
-    def __init__(self, options: ConsoleOptions, *, payloads: bool, fold: bool) -> None:
+    def __init__(self, options: ConsoleOptions, *, payloads: bool, fold: int | None) -> None:
         self._width = options.max_width
         self._ascii = options.ascii_only
         self._payloads = payloads
@@ -162,7 +163,7 @@ class _Picture:
         while waiting:
             node, depth, parent = waiting.pop()
             branch = parent.add(self._line(node, depth))
-            if self._is_folded(node):
+            if self._is_folded(node, depth):
                 continue
             if node.children and self._is_too_deep(depth + 1):
                 branch.add(self._text(f"({_spans(node.count)} nested deeper)", "dim"))
@@ -178,12 +179,13 @@ class _Picture:
             node, depth = waiting.pop()
             if node.span is not None:
                 widest = max(widest, _GUIDE * depth + cell_len(self._label(node.span).plain))
-            if not self._is_folded(node) and not self._is_too_deep(depth + 1):
+            if not self._is_folded(node, depth) and not self._is_too_deep(depth + 1):
                 waiting += [(child, depth + 1) for child in node.children]
         return min(widest, _MAX_LABEL_COLUMN)
 
-    def _is_folded(self, node: _Node) -> bool:
-        return self._fold and node.is_calm and bool(node.children)
+    def _is_folded(self, node: _Node, depth: int) -> bool:
+        deep = self._fold is not None and depth >= self._fold
+        return deep and node.is_calm and bool(node.children)
 
     def _is_too_deep(self, depth: int) -> bool:
         return depth > 2 and self._width - _GUIDE * depth < _MIN_COLUMNS
@@ -210,15 +212,13 @@ class _Picture:
             return self._text(node.note, "yellow")
         line = self._label(span)
         line.append(" " * (self._column - _GUIDE * depth - cell_len(line.plain)))
-        line.append(f"{duration(_duration(span)):>11}", "cyan")
-        detail = self._detail(node)
-        if detail:
-            # Beside the duration if there is room, else below the name.
-            room = self._width - _GUIDE * depth - cell_len(line.plain) - 2
-            line.append("  " if cell_len(detail.plain) <= room else "\n" + " " * 9)
-            line.append_text(detail)
+        line.append(f"  {duration(_duration(span)):>9}", "cyan")
+        outcome = _outcome(span)
+        if outcome and outcome != "error":  # the status has said that already
+            line.append(f"  {_one_line(outcome, 30)}", "yellow")
+        self._append_detail(line, node, depth)
         for title, shown in _payloads(span) if self._payloads else ():
-            line.append(f"\n{' ' * 9}{title}: ", "dim")
+            line.append(f"\n{_INDENT}{title}: ", "dim")
             line.append(shown)
         return self._fit(line)
 
@@ -232,20 +232,24 @@ class _Picture:
             label.append(f"  {_one_line(span.span_type, 30)}", "dim")
         return label
 
-    def _detail(self, node: _Node) -> Text:
-        """Return what there is to say beside status and duration: outcome, error, leaking line."""
+    def _append_detail(self, line: Text, node: _Node, depth: int) -> None:
+        """Say what went wrong where: on the same line if there is room, else below the name."""
         span = _of(node)
-        detail = Text()
-        outcome = _outcome(span)
-        if outcome and outcome != "error":  # the status has said that already
-            detail.append(_one_line(outcome, 30), "yellow")
-        said = _opened_at(span) or _failure(span)
-        if said:
-            detail.append("  " if detail else "")
-            detail.append(said, "red" if _status(span) == "ERROR" else "dim")
-        if self._is_folded(node):
-            detail.append(f"{_spans(node.count)} below, all OK", "dim")
-        return detail
+        style = "red" if _status(span) == "ERROR" else "dim"
+        columns = self._width - _GUIDE * depth
+        opened_at = _opened_at(span)
+        detail = Text(opened_at or _failure(span), style)
+        if self._is_folded(node, depth):
+            detail = Text(f"{_spans(node.count)} below, all OK", "dim")
+        if not detail.plain:
+            return
+        if cell_len(line.plain) + 2 + cell_len(detail.plain) <= columns:
+            line.append("  ")
+        else:
+            line.append("\n" + _INDENT)
+            if not opened_at:  # a line of code is not cut, but wrapped
+                detail.truncate(max(columns - len(_INDENT), _MIN_COLUMNS), overflow="ellipsis")
+        line.append_text(detail)
 
     def _text(self, text: str, style: str) -> Text:
         return self._fit(Text(text, style))
@@ -371,12 +375,18 @@ def duration(nanoseconds: int | None) -> str:
     if nanoseconds < 999_500:
         return f"{nanoseconds / 1e3:.0f} µs"
     if nanoseconds < 999_500_000:
-        return f"{nanoseconds / 1e6:.3g} ms"
+        return f"{_three_digits(nanoseconds / 1e6)} ms"
     if nanoseconds < 59_950_000_000:
-        return f"{nanoseconds / 1e9:.3g} s"
+        return f"{_three_digits(nanoseconds / 1e9)} s"
     minutes, seconds = divmod(round(nanoseconds / 1e9), 60)
     hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:.{2 if number < 9.995 else 1 if number < 99.95 else 0}f}"
 
 
 def _spans(count: int) -> str:
