@@ -19,6 +19,8 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.tracing import provider
+from mlflow.tracing.export import async_export_queue
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 
 import spanguard
@@ -43,7 +45,7 @@ def store(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     path = tmp_path / "mlflow.db"
     shutil.copy(template, path)
     monkeypatch.chdir(tmp_path)
-    mlflow.tracing.reset()
+    reset_tracing()
     InMemoryTraceManager.reset()
     mlflow.set_tracking_uri(f"sqlite:///{path}")
     # set_experiment() of an earlier test, for which MLflow has no public way back.
@@ -58,6 +60,16 @@ def store(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         spanguard.close_open_spans()
     _config._process_setting = None
     assert mlflow.get_current_active_span() is None, "the test left a span active"
+    reset_tracing()
+
+
+def reset_tracing() -> None:
+    """Reset MLflow's tracing without the second for which its idle export thread sleeps."""
+    exporter = provider._get_trace_exporter()
+    queue = getattr(exporter, "_async_queue", None)
+    if queue is not None and queue.is_active():
+        queue._stop_event.set()
+        queue._queue.put(async_export_queue.Task(handler=lambda: None, args=()))
     mlflow.tracing.reset()
 
 

@@ -12,6 +12,7 @@ from spanguard._config import (
     limits,
     strict,
 )
+from spanguard._decorator import traced
 from spanguard._exit import close_open_spans, flush, open_spans
 from spanguard._registry import OpenSpan
 from spanguard._span import current_span, traced_span
@@ -59,5 +60,6 @@ __all__ = [
     "limits",
     "open_spans",
     "strict",
+    "traced",
     "traced_span",
 ]

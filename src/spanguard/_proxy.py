@@ -16,7 +16,7 @@ from spanguard._site import user_site
 from spanguard.exceptions import InvalidSpanArgumentError, SpanAlreadyEndedError, SpanguardError
 
 if TYPE_CHECKING:
-    from spanguard._span import OpenedSpan
+    from spanguard._opened import OpenedSpan
 
     _ObjectProxy = wrapt.BaseObjectProxy[Any]
 else:

@@ -22,7 +22,7 @@ from spanguard._outcome import ORPHANED, Outcome
 from spanguard._site import Site, user_site
 
 if TYPE_CHECKING:
-    from spanguard._span import OpenedSpan
+    from spanguard._opened import OpenedSpan
 
 __all__ = ["Entry", "OpenSpan", "close_descendants", "entry_of", "open_entries", "watch"]
 

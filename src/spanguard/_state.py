@@ -17,16 +17,12 @@ from spanguard._config import is_strict
 from spanguard._context import pushed
 from spanguard._findings import settle
 from spanguard._mlflow import otel_span
+from spanguard._opened import OpenedSpan, left_open_finding, orphans_finding
 from spanguard._proxy import parse_status
 from spanguard._registry import OpenSpan
+from spanguard._request import SpanRequest
 from spanguard._site import Site, user_site
-from spanguard._span import (
-    OpenedSpan,
-    SpanRequest,
-    left_open_finding,
-    open_span,
-    orphans_finding,
-)
+from spanguard._span import open_span
 from spanguard.exceptions import (
     EmptyTraceStackError,
     SpanguardError,

@@ -1,0 +1,316 @@
+"""Drive a generator step by step: its span is active while its body runs, and only then.
+
+The objects here are proxies around the user's own generator, async generator or coroutine, so
+that `isinstance`, `inspect` and `yield from` see what they would without tracing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
+from spanguard._context import BodyContext
+from spanguard._findings import contained
+from spanguard._opened import OpenedSpan
+from spanguard._outcome import ABANDONED, CLOSED_EARLY, Outcome
+
+if TYPE_CHECKING:
+    _ObjectProxy = wrapt.BaseObjectProxy[Any]
+else:
+    _ObjectProxy = wrapt.BaseObjectProxy
+
+__all__ = ["Recorder", "TracedAsyncGenerator", "TracedCoroutine", "TracedGenerator"]
+
+
+class Recorder:
+    """How a generator's span is opened, and what is recorded of its items."""
+
+    __slots__ = ("_open", "_write", "count", "items", "max_items")
+
+    def __init__(
+        self,
+        open_: Callable[[], OpenedSpan],
+        write: Callable[[OpenedSpan, list[Any], int], None],
+        max_items: int,
+    ) -> None:
+        self._open = open_
+        self._write = write
+        self.max_items = max_items
+        self.items: list[Any] = []
+        self.count = 0
+
+    def open(self) -> OpenedSpan:
+        return self._open()
+
+    def keep(self, item: Any) -> None:
+        """Keep an item, up to the limit; count all: a long stream must not grow memory."""
+        self.count += 1
+        if self.count <= self.max_items:
+            self.items.append(item)
+
+    def write(self, opened: OpenedSpan) -> None:
+        with contained("recording the items of a generator"):
+            self._write(opened, self.items, self.count)
+        self.items = []
+
+
+class _Drive:
+    """The state of one traced generator, sync or async: its span, and its body's context."""
+
+    __slots__ = ("__weakref__", "body", "done", "iterated", "opened", "recorder")
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.body = BodyContext()
+        self.opened: OpenedSpan | None = None
+        self.iterated = False
+        self.done = False
+
+    @property
+    def is_open(self) -> bool:
+        return self.opened is not None and not self.done
+
+    def begin(self) -> None:
+        """Open the span at the first step, inside the body's context."""
+        if self.opened is None and not self.done:
+            self.opened = self.recorder.open()
+
+    def finish(self, raised: BaseException | None, outcome: Outcome | None = None) -> None:
+        """Close the span. Called inside the body's context."""
+        opened = self.opened
+        if self.done or opened is None:
+            self.done = True
+            return
+        self.done = True
+        self.recorder.write(opened)
+        if outcome is None:
+            opened.finish(raised)
+        else:
+            opened.finish_as(outcome)
+
+    def dropped_as(self) -> Outcome:
+        """Tell what it means that nobody holds the generator any more.
+
+        A loop that was left by `break` drops it: closed early. One that was stepped by hand and
+        forgotten is abandoned.
+        """
+        return CLOSED_EARLY if self.iterated else ABANDONED
+
+
+class TracedGenerator(_ObjectProxy):
+    """A generator whose steps run under its own span."""
+
+    def __init__(self, generator: Generator[Any, Any, Any], recorder: Recorder) -> None:
+        super().__init__(generator)
+        self._self_drive = _Drive(recorder)
+
+    def __iter__(self) -> TracedGenerator:
+        self._self_drive.iterated = True
+        return self
+
+    def __next__(self) -> Any:
+        return self._self_step(self.__wrapped__.__next__)
+
+    def send(self, value: Any) -> Any:
+        return self._self_step(self.__wrapped__.send, value)
+
+    def throw(self, *exception: Any) -> Any:
+        return self._self_step(self.__wrapped__.throw, *exception)
+
+    def _self_step(self, step: Callable[..., Any], *args: Any) -> Any:
+        drive = self._self_drive
+        if drive.done:
+            return step(*args)
+        with drive.body:
+            try:
+                drive.begin()
+                item = step(*args)
+            except StopIteration:
+                drive.finish(None)
+                raise
+            except BaseException as error:
+                drive.finish(error)
+                raise
+        drive.recorder.keep(item)
+        return item
+
+    def close(self) -> None:
+        self._self_close(CLOSED_EARLY)
+
+    def _self_close(self, outcome: Outcome) -> None:
+        drive = self._self_drive
+        if not drive.is_open:
+            drive.done = True
+            self.__wrapped__.close()
+            return
+        with drive.body:
+            try:
+                self.__wrapped__.close()
+            except BaseException as error:
+                drive.finish(error)
+                raise
+            drive.finish(None, outcome)
+
+    def __del__(self) -> None:
+        drive = getattr(self, "_self_drive", None)
+        if drive is not None and drive.is_open and not sys.is_finalizing():
+            self._self_close(drive.dropped_as())
+
+
+class TracedAsyncGenerator(_ObjectProxy):
+    """An async generator whose steps run under its own span."""
+
+    def __init__(self, generator: Any, recorder: Recorder) -> None:
+        super().__init__(generator)
+        self._self_drive = _Drive(recorder)
+        self._self_loop: asyncio.AbstractEventLoop | None = None
+
+    def __aiter__(self) -> TracedAsyncGenerator:
+        self._self_drive.iterated = True
+        return self
+
+    def __anext__(self) -> Any:
+        return self._self_step(self.__wrapped__.__anext__)
+
+    def asend(self, value: Any) -> Any:
+        return self._self_step(self.__wrapped__.asend, value)
+
+    def athrow(self, *exception: Any) -> Any:
+        return self._self_step(self.__wrapped__.athrow, *exception)
+
+    async def _self_step(self, step: Callable[..., Any], *args: Any) -> Any:
+        drive = self._self_drive
+        if drive.done:
+            return await step(*args)
+        if self._self_loop is None:
+            self._self_loop = asyncio._get_running_loop()
+        with drive.body:
+            try:
+                drive.begin()
+                item = await step(*args)
+            except StopAsyncIteration:
+                drive.finish(None)
+                raise
+            except BaseException as error:
+                drive.finish(error)
+                raise
+        drive.recorder.keep(item)
+        return item
+
+    async def aclose(self) -> None:
+        if not self._self_drive.is_open:
+            self._self_drive.done = True
+            await self.__wrapped__.aclose()
+            return
+        await _aclose(self._self_drive, self.__wrapped__, CLOSED_EARLY)
+
+    def __del__(self) -> None:
+        drive = getattr(self, "_self_drive", None)
+        if drive is None or not drive.is_open or sys.is_finalizing():
+            return
+        outcome = drive.dropped_as()
+        loop = self._self_loop
+        if loop is None or loop.is_closed() or self.__wrapped__.ag_frame is None:
+            with drive.body:
+                drive.finish(None, outcome)
+            return
+        # As asyncio does with a plain one: its clean-up may await, so it runs in the loop.
+        generator = self.__wrapped__
+        loop.call_soon_threadsafe(_close_in, loop, drive, generator, outcome)
+
+
+def _close_in(
+    loop: asyncio.AbstractEventLoop, drive: _Drive, generator: Any, outcome: Outcome
+) -> None:
+    task = loop.create_task(_aclose(drive, generator, outcome))
+
+    def make_sure(done: Any) -> None:
+        # The loop ended before the clean-up could: the span is closed all the same.
+        with drive.body:
+            drive.finish(None, outcome)
+
+    task.add_done_callback(make_sure)
+
+
+async def _aclose(drive: _Drive, generator: Any, outcome: Outcome) -> None:
+    with drive.body:
+        try:
+            await generator.aclose()
+        except BaseException as error:
+            drive.finish(error)
+            raise
+        drive.finish(None, outcome)
+
+
+class TracedCoroutine(_ObjectProxy):
+    """A coroutine that runs under its own span, from its first step on."""
+
+    def __init__(
+        self,
+        coroutine: Any,
+        open_: Callable[[], OpenedSpan],
+        write: Callable[[OpenedSpan, Any], None],
+    ) -> None:
+        super().__init__(coroutine)
+        self._self_parts: tuple[Any, Any] | None = (open_, write)
+        self._self_abandoned: list[bool] = []
+        self._self_run: Generator[Any, Any, Any] | None = None
+
+    def __await__(self) -> Any:
+        # Not kept here: `await f()` drops this proxy and goes on with what it gets.
+        return self._self_runner()
+
+    def _self_runner(self) -> Any:
+        if self._self_parts is None:  # a coroutine runs once: let it say so itself
+            return self.__wrapped__.__await__()
+        (open_, write), self._self_parts = self._self_parts, None
+        return _run(self.__wrapped__, open_, write, self._self_abandoned)
+
+    def send(self, value: Any) -> Any:
+        if self._self_run is None:
+            self._self_run = self._self_runner()
+        return self._self_run.send(value)
+
+    def __next__(self) -> Any:
+        return self.send(None)
+
+    def throw(self, *exception: Any) -> Any:
+        if self._self_run is None:
+            return self.__wrapped__.throw(*exception)
+        return self._self_run.throw(*exception)
+
+    def close(self) -> None:
+        if self._self_run is None:
+            self.__wrapped__.close()
+        else:
+            self._self_run.close()
+
+    def __del__(self) -> None:
+        run = getattr(self, "_self_run", None)
+        if run is not None and run.gi_frame is not None and not sys.is_finalizing():
+            self._self_abandoned.append(True)
+            run.close()
+
+
+def _run(
+    coroutine: Any,
+    open_: Callable[[], OpenedSpan],
+    write: Callable[[OpenedSpan, Any], None],
+    abandoned: list[bool],
+) -> Generator[Any, Any, Any]:
+    opened = open_()
+    try:
+        result = yield from coroutine.__await__()
+    except BaseException as error:
+        if abandoned:
+            opened.finish_as(ABANDONED)
+        else:
+            opened.finish(error)
+        raise
+    write(opened, result)
+    opened.finish(None)
+    return result

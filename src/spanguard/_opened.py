@@ -1,0 +1,340 @@
+"""One span from its start to its end: active, closed once, with what was found wrong."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from spanguard import _mlflow, _record, _registry
+from spanguard._config import is_strict
+from spanguard._context import Ambient
+from spanguard._findings import contained, internal_error, settle
+from spanguard._outcome import ABANDONED, OK, Outcome, classify
+from spanguard._payload import as_mapping
+from spanguard._proxy import SpanProxy, parse_status
+from spanguard._registry import OpenSpan
+from spanguard._request import SpanRequest
+from spanguard._site import Site, user_site
+from spanguard.exceptions import (
+    OrphanedSpanError,
+    SpanAlreadyEndedError,
+    SpanguardError,
+    TraceLostError,
+)
+
+__all__ = ["OpenedSpan", "left_open_finding", "orphans_finding"]
+
+
+class OpenedSpan:
+    """One span from its start to its end. Every face holds one, and ends it here, once."""
+
+    __slots__ = (
+        "__weakref__",
+        "_kept",
+        "_provider",
+        "ambient",
+        "client",
+        "closed_by",
+        "entry",
+        "expected",
+        "is_root",
+        "live",
+        "name",
+        "on_orphaned",
+        "proxy",
+        "strict",
+    )
+
+    def __init__(self, request: SpanRequest, live: Any, *, is_root: bool) -> None:
+        self.name = request.name
+        self.client = request.client
+        self.expected: tuple[type[BaseException], ...] = request.expected
+        self.strict = request.strict
+        self.live = live
+        self.is_root = is_root
+        self.closed_by: str | None = None
+        self.ambient: Ambient | None = None
+        self.on_orphaned: Callable[[], object] | None = None
+        self._kept: list[SpanguardError] = []
+        self._provider = _mlflow.current_provider()
+        self.entry = _registry.entry_of(_mlflow.otel_span(live))
+        self.proxy: SpanProxy = SpanProxy(live, self)
+        if self.entry is not None:
+            self.entry.live = live
+            self.entry.opened = weakref.ref(self)
+            if self.client is not None:
+                self.entry.ender = _client_ender(self.client, live, is_root=is_root)
+
+    # -- being active
+
+    def activate(self) -> None:
+        """Make the span the ambient one, and MLflow's active one, until it closes."""
+        with contained("activating a span"):
+            otel = _mlflow.otel_span(self.live)
+            ignores = _mlflow.is_noop(self.live) and not _mlflow.carries_decision(self.live)
+            if otel is None or ignores:
+                return
+            self.ambient = Ambient(otel)
+            if self.entry is not None:
+                self.entry.stand_in = self.ambient.stand_in
+
+    def deactivate(self) -> None:
+        """Leave the context as it was found, also when this is another context."""
+        if self.ambient is not None:
+            with contained("restoring the active span"):
+                self.ambient.leave()
+
+    # -- state
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the span has neither been closed here nor ended by another API."""
+        return self.closed_by is None and not (self.entry is not None and self.entry.ended)
+
+    def keep(self, findings: list[SpanguardError]) -> bool:
+        """Hold findings of a setter back until the span closes. False if they need no wait."""
+        if not is_strict(self.strict) or self.closed_by is not None:
+            return False
+        self._kept += findings
+        return True
+
+    # -- closing
+
+    def orphaned(self) -> None:
+        """Take note that somebody else is ending the span in its opener's stead."""
+        self.closed_by = "ancestor"
+        self.deactivate()
+        if self.on_orphaned is not None:
+            self.on_orphaned()
+
+    def close(
+        self,
+        raised: BaseException | None = None,
+        *,
+        by: str = "exit",
+        outcome: Outcome | None = None,
+        end_time_ns: int | None = None,
+    ) -> list[SpanguardError]:
+        """End the span, descendants first, and return what was found wrong. Never raises."""
+        findings, self._kept = self._kept, []
+        try:
+            if not self._claim():
+                findings += self._late()
+            else:
+                self.closed_by = by
+                findings += self._close_claimed(raised, outcome, end_time_ns)
+        except Exception as error:
+            internal_error("closing a span", error)
+        finally:
+            if by != "user":
+                self.deactivate()
+        return findings
+
+    def _claim(self) -> bool:
+        if self.closed_by is not None:
+            return False
+        return self.entry is None or _registry.claim(self.entry)
+
+    def _close_claimed(
+        self, raised: BaseException | None, outcome: Outcome | None, end_time_ns: int | None
+    ) -> list[SpanguardError]:
+        findings: list[SpanguardError] = []
+        if _mlflow.is_noop(self.live):
+            return findings
+        try:
+            findings += orphans_finding(self, self._close_descendants())
+            lost = self._lost()
+            if lost is not None:
+                findings.append(lost)
+            if raised is not None or outcome is not None:
+                self._record_outcome(raised, outcome or classify(raised, self.expected))
+        finally:
+            ender = _client_ender(self.client, self.live, is_root=self.is_root)
+            _record.end(self.live, ender if self.client is not None else None, end_time_ns)
+        return findings
+
+    def _close_descendants(self) -> list[tuple[OpenSpan, Site]]:
+        entry = self.entry
+        if entry is None:
+            return []
+        closed = _registry.close_descendants(entry) if entry.children else []
+        if self.is_root:
+            closed += _registry.close_unheard(self.live.trace_id, entry)
+        return closed
+
+    def _record_outcome(self, raised: BaseException | None, outcome: Outcome) -> None:
+        if outcome is OK:
+            return
+        _record.outcome(self.live, outcome)
+        if raised is not None and outcome.record_event:
+            _record.exception(self.live, raised, outcome)
+        elif outcome.status == "ERROR":
+            _record.error(self.live, outcome.name)
+
+    def _late(self) -> list[SpanguardError]:
+        entry = self.entry
+        if entry is not None and entry.ended and entry.children:
+            _registry.close_descendants(entry)
+        error = SpanAlreadyEndedError(
+            f"Span {self.name!r} ({self.live.span_id}) had already ended"
+            f"{self._ended_how()}; ending it again did nothing. End each span once.",
+            span_name=self.name,
+            span_id=self.live.span_id,
+            trace_id=self.live.trace_id,
+        )
+        if entry is not None and entry.orphaned_by and not is_strict(self.strict):
+            return []  # its orphan warning has told it
+        return [error]
+
+    def _ended_how(self) -> str:
+        if self.entry is not None and self.entry.orphaned_by:
+            return f", closed as an orphan of {self.entry.orphaned_by}"
+        return ""
+
+    def _lost(self) -> TraceLostError | None:
+        """Notice at the end of a span that its trace can no longer arrive."""
+        if _mlflow.otel_span(self.live) is None:
+            return None
+        trace_id = self.live.trace_id
+        if not _mlflow.is_buffered(trace_id):
+            why = "MLflow has evicted it from its buffer (too many open traces, or open too long)"
+            cure = (
+                "Raise MLFLOW_TRACE_BUFFER_MAX_SIZE or MLFLOW_TRACE_BUFFER_TTL_SECONDS before "
+                "the first span."
+            )
+        elif _mlflow.current_provider() is not self._provider:
+            why = "the tracing destination, experiment or tracking URI changed while it was open"
+            cure = "Set the experiment and the tracking URI before the trace starts."
+        else:
+            return None
+        return TraceLostError(
+            f"The trace {trace_id} of span {self.name!r} ({self.live.span_id}) may be lost: "
+            f"{why}. {cure}",
+            span_name=self.name,
+            span_id=self.live.span_id,
+            trace_id=trace_id,
+        )
+
+    def finish(self, raised: BaseException | None) -> None:
+        """Close at the end of a block, and raise or warn of what was found."""
+        findings = self.close(raised)
+        if findings:
+            settle(findings, strict=self.strict, raised=raised, site=user_site(2))
+
+    def finish_as(self, outcome: Outcome) -> None:
+        """Close with an outcome that no exception tells, and raise or warn of what was found."""
+        findings = self.close(outcome=outcome)
+        if findings:
+            settle(findings, strict=self.strict, raised=None, site=user_site(2))
+
+    def end_by_user(
+        self, outputs: Any, attributes: Any, status: Any, end_time_ns: int | None
+    ) -> None:
+        """End as `span.end(...)` asks, before the block or the manager does."""
+        findings = []
+        if self.is_open:
+            findings += self.write_last(outputs, attributes, status)
+        if not isinstance(end_time_ns, int) or isinstance(end_time_ns, bool):
+            end_time_ns = None
+        findings += self.close(by="user", end_time_ns=end_time_ns)
+        if findings:
+            settle(findings, strict=self.strict, raised=sys.exc_info()[1], site=user_site(2))
+
+    def write_last(self, outputs: Any, attributes: Any, status: Any) -> list[SpanguardError]:
+        """Record what is given along with an end; return what was wrong with it."""
+        findings: list[SpanguardError] = []
+        if outputs is not None:
+            _record.outputs(self.live, outputs)
+        if attributes is not None:
+            findings += _record.attributes(self.live, as_mapping(attributes))
+        code, description, finding = parse_status(status)
+        if finding is not None:
+            findings.append(finding)
+        if code == "ERROR":
+            _record.error(self.live, description)
+        return findings
+
+    def __del__(self) -> None:
+        # Nobody can end it any more. An attribute may be missing if __init__ was interrupted.
+        if getattr(self, "closed_by", "") is not None or sys.is_finalizing():
+            return
+        try:
+            if self.entry is not None and self.is_open:
+                site = self.entry.site
+                self.abandon()
+                settle([_abandoned(self, site)], strict=False, raised=None, site=site)
+        except Exception as error:
+            internal_error("closing an abandoned span", error)
+
+    def abandon(self) -> None:
+        """End the span as one that was dropped while open."""
+        entry = self.entry
+        if entry is not None:
+            _registry.close_descendants(entry)
+            entry.opened = None  # it is this one, on its way out
+            self.orphaned()
+            _registry.close_orphan(entry, "garbage collection", ABANDONED)
+
+
+def _abandoned(opened: OpenedSpan, site: Site) -> OrphanedSpanError:
+    return OrphanedSpanError(
+        f"Span {opened.name!r} ({opened.live.span_id}), opened at {site}, was garbage-collected "
+        "while open and was closed as abandoned. Use it as a with-block, or keep and close it.",
+        span_name=opened.name,
+        span_id=opened.live.span_id,
+    )
+
+
+def orphans_finding(
+    opened: OpenedSpan,
+    closed: list[tuple[OpenSpan, Site]],
+    kind: type[OrphanedSpanError] = OrphanedSpanError,
+) -> list[SpanguardError]:
+    """Make one finding of the descendants that a span found open at its end."""
+    found = f"Span {opened.name!r} ({opened.live.span_id}) ended with {len(closed)} open below it"
+    return _orphans(opened, closed, kind, found)
+
+
+def left_open_finding(
+    outermost: OpenedSpan, closed: list[tuple[OpenSpan, Site]]
+) -> list[SpanguardError]:
+    """Make one finding of what was pushed and not popped when its manager's block ended."""
+    found = f"The block of a TraceStateManager ended with {len(closed)} not popped"
+    return _orphans(outermost, closed, OrphanedSpanError, found)
+
+
+def _orphans(
+    opened: OpenedSpan,
+    closed: list[tuple[OpenSpan, Site]],
+    kind: type[OrphanedSpanError],
+    found: str,
+) -> list[SpanguardError]:
+    if not closed:
+        return []
+    spans = [span for span, _ in closed]
+    listed = "; ".join(str(span) for span in spans[:5])
+    more = f"; and {len(spans) - 5} more" if len(spans) > 5 else ""
+    finding = kind(
+        f"{found}: {listed}{more}. Closed as ERROR, orphaned. End each span where its work ends, "
+        "or open it with traced_span.",
+        span_name=opened.name,
+        span_id=opened.live.span_id,
+        trace_id=opened.live.trace_id,
+    )
+    finding.spans = spans
+    # The warning points at the line that leaked, not at the one that noticed.
+    finding.site = closed[-1][1]
+    return [finding]
+
+
+def _client_ender(client: Any, live: Any, *, is_root: bool) -> Any:
+    def end(status: Any, end_time_ns: int | None) -> None:
+        extra = {} if end_time_ns is None else {"end_time_ns": end_time_ns}
+        if is_root:
+            client.end_trace(trace_id=live.trace_id, status=status, **extra)
+        else:
+            client.end_span(trace_id=live.trace_id, span_id=live.span_id, status=status, **extra)
+
+    return end
