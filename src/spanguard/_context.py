@@ -31,6 +31,7 @@ class StandIn(_ObjectProxy):
     def __init__(self, span: OtelSpan, below: OtelSpan) -> None:
         super().__init__(span)
         self._self_below = below
+        self._self_entry: Any = None  # of the registry, set by who opened the span
         self._self_trace_id = span.get_span_context().trace_id
 
     def fall_back(self) -> None:
@@ -43,9 +44,8 @@ class Ambient:
 
     __slots__ = ("_before", "stand_in")
 
-    def __init__(self, span: OtelSpan) -> None:
-        below = ambient_span()
-        self.stand_in = StandIn(span, below)
+    def __init__(self, span: OtelSpan, below: OtelSpan | None = None) -> None:
+        self.stand_in = StandIn(span, ambient_span() if below is None else below)
         self._before = _mlflow.activate(cast(OtelSpan, self.stand_in))
 
     def leave(self) -> None:
@@ -53,7 +53,7 @@ class Ambient:
 
         In a context that never saw the span, or has left it already, nothing changes.
         """
-        if _holds(_mlflow.current_otel_span(), self.stand_in):
+        if self._before.is_next() or _holds(_mlflow.current_otel_span(), self.stand_in):
             self._before.restore()
 
 

@@ -160,6 +160,7 @@ class _Plan:
         if (options.tags or options.experiment_id) and _starts_a_trace():
             request.tags = options.tags
             request.experiment_id = options.experiment_id
+            request.for_trace = True
         opened = open_span(request)
         for setter, value in options.extras.items():
             getattr(opened.proxy, setter)(value)

@@ -69,16 +69,17 @@ class OpenedSpan:
 
     # -- being active
 
-    def activate(self) -> None:
+    def activate(self, below: Any = None) -> None:
         """Make the span the ambient one, and MLflow's active one, until it closes."""
         with contained("activating a span"):
             otel = _mlflow.otel_span(self.live)
             ignores = _mlflow.is_noop(self.live) and not _mlflow.carries_decision(self.live)
             if otel is None or ignores:
                 return
-            self.ambient = Ambient(otel)
+            self.ambient = Ambient(otel, below)
             if self.entry is not None:
                 self.entry.stand_in = self.ambient.stand_in
+                self.ambient.stand_in._self_entry = self.entry
 
     def deactivate(self) -> None:
         """Leave the context as it was found, also when this is another context."""
@@ -151,8 +152,10 @@ class OpenedSpan:
             if raised is not None or outcome is not None:
                 self._record_outcome(raised, outcome or classify(raised, self.expected))
         finally:
-            ender = _client_ender(self.client, self.live, is_root=self.is_root)
-            _record.end(self.live, ender if self.client is not None else None, end_time_ns)
+            ender = None
+            if self.client is not None:
+                ender = _client_ender(self.client, self.live, is_root=self.is_root)
+            _record.end(self.live, ender, end_time_ns)
         return findings
 
     def _close_descendants(self) -> list[tuple[OpenSpan, Site]]:

@@ -16,7 +16,16 @@ from typing import Any
 from spanguard import _mlflow
 from spanguard._config import current_limits
 
-__all__ = ["clean", "clean_attributes", "clean_labels", "clean_text", "safe_repr"]
+__all__ = [
+    "as_mapping",
+    "clean",
+    "clean_attributes",
+    "clean_labels",
+    "clean_text",
+    "is_plain",
+    "is_simple",
+    "safe_repr",
+]
 
 MAX_DEPTH = 100
 MAX_NAME_CHARS = 250
@@ -24,6 +33,8 @@ MAX_LABEL_CHARS = 4_000  # a tag's or a metadata entry's value
 _INT64 = 2**63 - 1
 _MAX_DECIMAL_BITS = 10_000  # below Python's limit of 4300 digits
 _NODE_CHARS = 8  # what a number, a separator or a bracket costs of the budget
+
+_SHORT_STRING = 255  # below this nobody encodes a picture
 
 _NOT_PLAIN = -1
 
@@ -34,23 +45,40 @@ _ANY_FAILURE = (Exception, SystemExit, GeneratorExit)
 
 def clean(value: Any) -> Any:
     """Return the value itself if MLflow can record it as it is, else a recordable likeness."""
-    limit = current_limits().value_chars
+    if is_plain(value):
+        return value
     try:
-        if 0 <= _plain_cost(value, MAX_DEPTH, limit) <= limit:
-            return value
-    except (RuntimeError, RecursionError):
-        pass  # changed by another thread while we looked, or the stack is nearly used up
-    try:
-        return _Rebuilder(limit).rebuild(value, MAX_DEPTH)
+        return _Rebuilder(current_limits().value_chars).rebuild(value, MAX_DEPTH)
     except _ANY_FAILURE as error:
         return f"[spanguard: {_type_name(value)} not recorded, {type(error).__name__}]"
 
 
-def _plain_cost(value: Any, depth: int, limit: int) -> int:
+def is_plain(value: Any) -> bool:
+    """Tell whether a value is plain JSON within the caps."""
+    return _is_within(value, current_limits().value_chars, any_string=True)
+
+
+def is_simple(value: Any) -> bool:
+    """Tell whether a value is plain and can hold nothing that MLflow stores as an attachment."""
+    return _is_within(value, current_limits().value_chars, any_string=False)
+
+
+def _is_within(value: Any, limit: int, *, any_string: bool) -> bool:
+    try:
+        return 0 <= _plain_cost(value, MAX_DEPTH, limit, any_string) <= limit
+    except (RuntimeError, RecursionError):
+        return False  # changed by another thread while we looked, or the stack is nearly used up
+
+
+def _plain_cost(value: Any, depth: int, limit: int, any_string: bool) -> int:
     """Return the characters a plain JSON value takes, or _NOT_PLAIN."""
     kind = type(value)
     if kind is str:
-        return len(value) if value.isascii() or _is_utf8(value) else _NOT_PLAIN
+        if not (value.isascii() or _is_utf8(value)):
+            return _NOT_PLAIN
+        if not any_string and (len(value) > _SHORT_STRING or value.startswith("data:")):
+            return _NOT_PLAIN
+        return len(value)
     if kind is int:
         return _NODE_CHARS if -_INT64 <= value <= _INT64 else _NOT_PLAIN
     if kind is float or kind is bool or value is None:
@@ -62,14 +90,16 @@ def _plain_cost(value: Any, depth: int, limit: int) -> int:
         for key, item in value.items():
             if type(key) is not str or not (key.isascii() or _is_utf8(key)):
                 return _NOT_PLAIN
-            cost = _plain_cost(item, depth - 1, limit)
+            if not any_string and key in _mlflow.ATTACHMENT_KEYS:
+                return _NOT_PLAIN
+            cost = _plain_cost(item, depth - 1, limit, any_string)
             total += len(key) + cost
             if cost < 0 or total > limit:
                 return _NOT_PLAIN
         return total
     if kind is list or kind is tuple:
         for item in value:
-            cost = _plain_cost(item, depth - 1, limit)
+            cost = _plain_cost(item, depth - 1, limit, any_string)
             total += cost
             if cost < 0 or total > limit:
                 return _NOT_PLAIN

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from spanguard import _mlflow, _registry
-from spanguard._context import ambient_span
+from spanguard._context import StandIn, ambient_span
 from spanguard.exceptions import InvalidParentError, TraceLostError
 
 __all__ = ["Place", "place", "root_place"]
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A place for a new span.
 
     `parent` None and `new_trace` False leaves it to MLflow: under what is active, where that is
@@ -24,6 +22,7 @@ class Place:
     new_trace: bool = False
     finding: InvalidParentError | TraceLostError | None = None
     lost_parent: str | None = None
+    ambient: Any = None  # what was active, where that was looked up
 
 
 _NEW_TRACE = Place(new_trace=True)
@@ -57,15 +56,21 @@ def place(name: str, trace_id: str | None, parent_id: str | None) -> Place:
 
 def _under_ambient(name: str) -> Place:
     active: Any = ambient_span()
+    entry = active._self_entry if type(active) is StandIn else None
+    if entry is not None and not entry.ended and entry.live is not None:
+        return Place(entry.live, ambient=active)
     if not active.get_span_context().is_valid:
-        return _LEFT_TO_MLFLOW
+        return _under_ambient(name) if _mlflow.mode_has_changed() else _LEFT_TO_MLFLOW
+    return _under_other(name, active)
+
+
+def _under_other(name: str, active: Any) -> Place:
+    """Place under a span of another API."""
     entry = _registry.entry_of(active)
     while entry is None and _mlflow.has_ended(active):
-        # A fluent span that ended but is still active here: its nearest open ancestor.
+        # It ended but is still active here: its nearest open ancestor.
         active = active.parent
-        if active is None:
-            return _NEW_TRACE
-        entry = _registry.entry_by_id(f"{active.span_id:016x}")
+        entry = _registry.entry_by_id(f"{active.span_id:016x}") if active is not None else None
         if entry is None:
             return _NEW_TRACE
     if entry is None:

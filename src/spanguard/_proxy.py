@@ -177,7 +177,8 @@ class SpanProxy(_ObjectProxy):
 
     def _self_writable(self) -> bool:
         span = self.__wrapped__
-        if not _mlflow.has_ended(_mlflow.otel_span(span)):
+        otel = _mlflow.recording_span(span)
+        if otel is None or otel.end_time is None:
             return True
         self._self_found(
             SpanAlreadyEndedError(

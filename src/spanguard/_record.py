@@ -15,7 +15,7 @@ from spanguard._config import current_limits
 from spanguard._findings import contained
 from spanguard._mlflow import SpanStatus, SpanStatusCode
 from spanguard._outcome import Outcome, describe, event_attributes
-from spanguard._payload import clean, clean_text
+from spanguard._payload import clean, clean_text, is_plain, is_simple
 from spanguard.exceptions import InvalidSpanArgumentError
 
 __all__ = ["attribute", "attributes", "end", "exception", "inputs", "orphan", "outputs"]
@@ -28,33 +28,90 @@ MORE_ATTRIBUTES = "spanguard.more_attributes"
 _NOT_THE_USERS = ("mlflow.", "spanguard.")
 
 
+def start(span: Any, span_type: str | None, value: Any, named: dict[str, Any]) -> None:
+    """Write what a span starts with, in one go where it is plain.
+
+    Args:
+        span: the span.
+        span_type: its type, if that is still to be written.
+        value: its inputs, or None.
+        named: its attributes, under keys that `attribute_names` has made.
+    """
+    with contained("recording what a span starts with"):
+        otel = _mlflow.recording_span(span)
+        plain: dict[str, Any] = {} if span_type is None else {_mlflow.SPAN_TYPE_KEY: span_type}
+        if value is not None:
+            if otel is not None and is_simple(value):
+                plain[_mlflow.INPUTS_KEY] = value
+            else:
+                inputs(span, value)
+        room = otel is not None and len(named) <= current_limits().attributes
+        for name, attribute_value in named.items():
+            if room and is_plain(attribute_value):
+                plain[name] = attribute_value
+            else:
+                _set(span, name, attribute_value)
+        if plain:
+            _mlflow.write_plain(otel, plain)
+
+
+def attribute_names(
+    values: dict[Any, Any],
+) -> tuple[dict[str, Any], list[InvalidSpanArgumentError]]:
+    """Return attributes under clean keys, and a finding for each key that is MLflow's own."""
+    findings: list[InvalidSpanArgumentError] = []
+    named: dict[str, Any] = {}
+    for key, value in values.items():
+        name = clean_text(key)
+        if _mlflow.is_reserved(name):
+            findings.append(reserved_key(name))
+            name = f"user.{name}"
+        named[name] = value
+    return named, findings
+
+
 def inputs(span: Any, value: Any) -> None:
     """Set the inputs."""
     with contained("recording inputs"):
-        span.set_inputs(clean(value))
+        otel = _mlflow.recording_span(span)
+        if otel is not None and is_simple(value):
+            _mlflow.write_plain(otel, {_mlflow.INPUTS_KEY: value})
+        else:
+            span.set_inputs(clean(value))
 
 
 def outputs(span: Any, value: Any) -> None:
     """Set the outputs."""
     with contained("recording outputs"):
-        span.set_outputs(clean(value))
+        otel = _mlflow.recording_span(span)
+        if otel is not None and is_simple(value):
+            _mlflow.write_plain(otel, {_mlflow.OUTPUTS_KEY: value})
+        else:
+            span.set_outputs(clean(value))
 
 
 def attribute(span: Any, key: Any, value: Any) -> InvalidSpanArgumentError | None:
     """Set one attribute; return a finding if its key is MLflow's own."""
-    finding = None
-    name = clean_text(key)
-    if _mlflow.is_reserved(name):
-        finding = reserved_key(name)
-        name = f"user.{name}"
-    _set(span, name, value)
-    return finding
+    findings = attributes(span, {key: value})
+    return findings[0] if findings else None
 
 
 def attributes(span: Any, values: dict[Any, Any]) -> list[InvalidSpanArgumentError]:
     """Set several attributes; return a finding for each reserved key."""
-    found = [attribute(span, key, value) for key, value in values.items()]
-    return [finding for finding in found if finding is not None]
+    named, findings = attribute_names(values)
+    with contained("recording attributes"):
+        otel = _mlflow.recording_span(span)
+        count = len(named) + _mlflow.attribute_count(span)
+        room = otel is not None and count <= current_limits().attributes
+        plain: dict[str, Any] = {}
+        for name, value in named.items():
+            if room and is_plain(value):
+                plain[name] = value
+            else:
+                _set(span, name, value)
+        if plain:
+            _mlflow.write_plain(otel, plain)
+    return findings
 
 
 def reserved_key(name: str) -> InvalidSpanArgumentError:
@@ -177,14 +234,13 @@ def end(
     end_time_ns: int | None = None,
 ) -> None:
     """End with an explicit status, ERROR if it is already that; make sure that it has ended."""
-    otel = _mlflow.otel_span(span)
+    otel = _mlflow.recording_span(span)
     if otel is not None:
-        if span in _folded:
+        if _folded and span in _folded:
             with contained("recording attributes over the cap"):
                 _write_folded(span, _folded.pop(span))
-        started = getattr(otel, "start_time", None)
-        if started is not None and started > (end_time_ns or time.time_ns()):
-            end_time_ns = started  # never before its start: the duration would be negative
+        if otel.start_time > (end_time_ns or time.time_ns()):
+            end_time_ns = otel.start_time  # never before its start: the duration would be negative
     try:
         with contained("ending a span"):
             if ender is None:
@@ -194,5 +250,5 @@ def end(
                 code = SpanStatusCode.ERROR if is_error else SpanStatusCode.OK
                 ender(SpanStatus(code, _mlflow.description(span)), end_time_ns)
     finally:
-        if otel is not None and not _mlflow.has_ended(otel):
+        if otel is not None and otel.end_time is None:
             _mlflow.end_bare(otel, end_time_ns)

@@ -80,7 +80,8 @@ class Entry:
         self.span_id = span_id
         self.parent = parent
         self.children: dict[int, Entry] | None = None
-        self.site: Site = user_site(3)
+        # Five frames down is the tracer's own start_span, whoever called it.
+        self.site: Site = user_site(5)
         self.started = time.monotonic()
         self.thread = threading.current_thread().name
         self.claimed = False

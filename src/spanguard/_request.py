@@ -22,6 +22,7 @@ class SpanRequest:
         "expected",
         "experiment_id",
         "findings",
+        "for_trace",
         "inputs",
         "links",
         "metadata",
@@ -81,6 +82,14 @@ class SpanRequest:
         self.run_id = run_id
         self.session_id = session_id
         self.user = user
+        self.for_trace = not (
+            tags is None
+            and metadata is None
+            and experiment_id is None
+            and run_id is None
+            and session_id is None
+            and user is None
+        )
         self.links = links
         self.start_time_ns = None if start_time_ns is None else self._start_time(start_time_ns)
         self.otel_trace_id = None if otel_trace_id is None else self._otel_id(otel_trace_id)

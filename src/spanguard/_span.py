@@ -39,7 +39,7 @@ def open_span(
     spot = _place(request, parent)
     if spot.finding is not None:
         findings.append(spot.finding)
-    if request.tags is not None or request.metadata is not None or request.trace_arguments():
+    if request.for_trace:
         _check_trace_arguments(request, spot)
     attributes = _attributes(request)
     if findings and is_strict(request.strict):
@@ -49,7 +49,7 @@ def open_span(
         with contained("recording what a span starts with"):
             _record_start(opened, request, spot, attributes)
         if activate:
-            opened.activate()
+            opened.activate(spot.ambient)
         if findings:
             settle(findings, strict=False, raised=None, site=user_site(2))
     except BaseException as error:  # Ctrl-C, or a warning turned into an error: leave nothing open
@@ -61,6 +61,7 @@ def open_span(
 def _place(request: SpanRequest, parent: OpenedSpan | None) -> Place:
     try:
         if request.new_trace:
+            _mlflow.mode_has_changed()
             return root_place()
         if parent is not None and request.trace_id is None and request.parent_id is None:
             return Place(parent.live)
@@ -103,10 +104,8 @@ def _attributes(request: SpanRequest) -> dict[str, Any]:
                 span_name=request.name,
             )
         )
-    attributes = as_mapping(request.attributes)
-    for key in attributes:
-        if isinstance(key, str) and _mlflow.is_reserved(key):
-            request.findings.append(_record.reserved_key(key))
+    attributes, reserved = _record.attribute_names(as_mapping(request.attributes))
+    request.findings += reserved
     return attributes
 
 
@@ -140,6 +139,10 @@ def _start_at(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> 
 
 def _start_child(request: SpanRequest, parent: Any, attributes: dict[str, Any]) -> Any:
     if request.client is None:
+        if request.start_time_ns is None:
+            live = _mlflow.start_plain_child(parent, request.name)
+            if live is not None:
+                return live
         return _mlflow.start_child(
             parent, request.name, span_type=request.span_type, start_time_ns=request.start_time_ns
         )
@@ -182,10 +185,7 @@ def _client_payloads(request: SpanRequest, attributes: dict[str, Any]) -> dict[s
         payloads["inputs"] = clean(request.inputs)
     first = dict(list(attributes.items())[: _mlflow.SAFE_ATTRIBUTES])
     if first:
-        payloads["attributes"] = {
-            f"user.{key}" if _mlflow.is_reserved(key) else key: value
-            for key, value in clean_attributes(first).items()
-        }
+        payloads["attributes"] = clean_attributes(first)
     if request.start_time_ns is not None:
         payloads["start_time_ns"] = request.start_time_ns
     return payloads
@@ -198,16 +198,12 @@ def _record_start(
     if _mlflow.is_noop(live):
         return
     if request.client is None:
-        if request.inputs is not None:
-            _record.inputs(live, request.inputs)
-        for key, value in attributes.items():
-            _record.attribute(live, key, value)
-    else:
-        for key, value in list(attributes.items())[_mlflow.SAFE_ATTRIBUTES :]:
-            _record.attribute(live, key, value)
+        _record.start(live, request.span_type, request.inputs, attributes)
+    elif len(attributes) > _mlflow.SAFE_ATTRIBUTES:
+        _record.attributes(live, dict(list(attributes.items())[_mlflow.SAFE_ATTRIBUTES :]))
     if spot.lost_parent is not None:
         _record.attribute(live, LOST_PARENT, spot.lost_parent)
-    if _is_child(spot) and (request.tags is not None or request.trace_arguments()):
+    if request.for_trace and _is_child(spot):
         with contained("adding to a trace"):
             metadata = request.trace_metadata()
             metadata.pop(_mlflow.RUN_KEY, None)
