@@ -68,8 +68,9 @@ def reset_tracing() -> None:
     exporter = provider._get_trace_exporter()
     queue = getattr(exporter, "_async_queue", None)
     if queue is not None and queue.is_active():
-        queue._stop_event.set()
+        # In this order: a task put after the thread has stopped would never be done.
         queue._queue.put(async_export_queue.Task(handler=lambda: None, args=()))
+        queue._stop_event.set()
     mlflow.tracing.reset()
 
 

@@ -441,3 +441,33 @@ def test_16_threads(store: Store) -> None:
     assert len(found) == 1 + 16 * 10 * 2
     assert all(found[f"{n}.{t}"] == "root" for n in range(16) for t in range(10))
     assert all(found[f"{n}.{t} inner"] == f"{n}.{t}" for n in range(16) for t in range(10))
+
+
+def test_1000_blocks_beside_one_another_left_first_opened_first(store: Store) -> None:
+    with traced_span("root") as root:
+        blocks = [
+            traced_span(f"child {n}", trace_id=root.trace_id, parent_id=root.span_id)
+            for n in range(1000)
+        ]
+        for block in blocks:
+            block.__enter__()
+        held = contextvars.copy_context()
+        for block in blocks:
+            block.__exit__(None, None, None)
+        assert current_span() is root
+        assert held.run(current_span) is root
+    assert held.run(mlflow.get_current_active_span) is None
+    found = parents(store)
+    assert all(found[f"child {n}"] == "root" for n in range(1000))
+
+
+def test_a_context_that_outlives_10000_nested_spans(store: Store) -> None:
+    manager = spanguard.TraceStateManager()
+    with traced_span("root") as root:
+        for _ in range(10_000):
+            manager.push_trace("deep")
+        held = contextvars.copy_context()
+        for _ in range(10_000):
+            manager.pop_trace()
+        assert held.run(mlflow.get_current_active_span).span_id == root.span_id
+    assert held.run(mlflow.get_current_active_span) is None

@@ -9,34 +9,54 @@ of writing into a finished trace, which MLflow would make unreadable.
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, cast
-
-import wrapt
+from typing import Any, cast
 
 from spanguard import _mlflow
 from spanguard._mlflow import OtelSpan
 
-__all__ = ["Ambient", "BodyContext", "ambient_span", "pushed"]
+__all__ = ["Ambient", "BodyContext", "StandIn", "ambient_span", "pushed"]
 
 
-if TYPE_CHECKING:
-    _ObjectProxy = wrapt.BaseObjectProxy[Any]
-else:
-    _ObjectProxy = wrapt.BaseObjectProxy
+class StandIn:
+    """An OpenTelemetry span by delegation: to the span while it is open, to the one below after.
 
+    Not one of wrapt's proxies, which would nest: a chain of ended stand-ins is resolved in a
+    loop here, and shortened, however deep it was.
+    """
 
-class StandIn(_ObjectProxy):
-    """An OpenTelemetry span by delegation: to the span while it is open, to the one below after."""
+    __slots__ = ("__weakref__", "_further", "_span", "below", "entry", "trace_id")
 
-    def __init__(self, span: OtelSpan, below: OtelSpan) -> None:
-        super().__init__(span)
-        self._self_below = below
-        self._self_entry: Any = None  # of the registry, set by who opened the span
-        self._self_trace_id = span.get_span_context().trace_id
+    def __init__(self, span: OtelSpan, below: Any) -> None:
+        self._span: OtelSpan | None = span
+        self._further: Any = below  # below, or any open span further down
+        self.below: Any = below
+        self.entry: Any = None  # of the registry, set by who opened the span
+        self.trace_id = span.get_span_context().trace_id
 
     def fall_back(self) -> None:
         """Stand for what is below, and let go of the span and its payload."""
-        self.__wrapped__ = self._self_below
+        self._span = None
+        self.entry = None
+
+    @property
+    def has_fallen(self) -> bool:
+        return self._span is None
+
+    def resolve(self) -> Any:
+        """Return the span that this stands for."""
+        found: Any = self
+        while type(found) is StandIn:
+            if found._span is not None:
+                return found._span
+            found = self._further = found._further
+        return found
+
+    @property
+    def __class__(self) -> Any:  # type: ignore[misc]  # isinstance() answers for the span
+        return type(self.resolve())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.resolve(), name)
 
 
 class Ambient:
@@ -62,20 +82,20 @@ def _holds(active: Any, wanted: StandIn) -> bool:
     while type(active) is StandIn:
         if active is wanted:
             return True
-        active = active._self_below
+        active = active.below
     # A span of MLflow's fluent API on top, left active by code that never closed it, hides what
     # is below it: it is an orphan under the wanted span if it is in the same trace.
     if _mlflow.has_ended(active):
         context = active.get_span_context()
-        return bool(context.trace_id == wanted._self_trace_id)
+        return bool(context.trace_id == wanted.trace_id)
     return False
 
 
 def ambient_span() -> OtelSpan:
     """Return the OpenTelemetry span active here, INVALID_SPAN if none; never an ended stand-in."""
     active: Any = _mlflow.current_otel_span()
-    while type(active) is StandIn and active.__wrapped__ is active._self_below:
-        active = active._self_below
+    while type(active) is StandIn and active.has_fallen:
+        active = active.below
     return cast(OtelSpan, active)
 
 

@@ -268,7 +268,7 @@ def start_plain_child(parent: LiveSpan, name: str) -> LiveSpan | None:
     None where this way is not known to be the same: then the public one is to be taken.
     """
     tracer = _tracer
-    if tracer is None or _is_off_here() or is_noop(parent):
+    if tracer is None or _is_off_here() or is_noop(parent) or not is_buffered(parent.trace_id):
         return None
     under: Any = parent._span
     context = _otel.set_span_in_context(under, _mode.runtime.get_current())

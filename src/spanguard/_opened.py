@@ -79,7 +79,7 @@ class OpenedSpan:
             self.ambient = Ambient(otel, below)
             if self.entry is not None:
                 self.entry.stand_in = self.ambient.stand_in
-                self.ambient.stand_in._self_entry = self.entry
+                self.ambient.stand_in.entry = self.entry
 
     def deactivate(self) -> None:
         """Leave the context as it was found, also when this is another context."""

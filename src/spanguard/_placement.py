@@ -56,7 +56,7 @@ def place(name: str, trace_id: str | None, parent_id: str | None) -> Place:
 
 def _under_ambient(name: str) -> Place:
     active: Any = ambient_span()
-    entry = active._self_entry if type(active) is StandIn else None
+    entry = active.entry if type(active) is StandIn else None
     if entry is not None and not entry.ended and entry.live is not None:
         return Place(entry.live, ambient=active)
     if not active.get_span_context().is_valid:
