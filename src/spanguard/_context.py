@@ -51,8 +51,8 @@ class StandIn:
             found = self._further = found._further
         return found
 
-    @property
-    def __class__(self) -> Any:  # type: ignore[misc]  # isinstance() answers for the span
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # pyright: ignore  # isinstance() answers for the span
         return type(self.resolve())
 
     def __getattr__(self, name: str) -> Any:

@@ -264,16 +264,18 @@ class TracedCoroutine(_ObjectProxy):
         # Not kept here: `await f()` drops this proxy and goes on with what it gets.
         return self._self_runner()
 
-    def _self_runner(self) -> Any:
+    def _self_runner(self) -> Generator[Any, Any, Any]:
         if self._self_parts is None:  # a coroutine runs once: let it say so itself
-            return self.__wrapped__.__await__()
+            again: Generator[Any, Any, Any] = self.__wrapped__.__await__()
+            return again
         (open_, write), self._self_parts = self._self_parts, None
         return _run(self.__wrapped__, open_, write, self._self_abandoned)
 
     def send(self, value: Any) -> Any:
-        if self._self_run is None:
-            self._self_run = self._self_runner()
-        return self._self_run.send(value)
+        run = self._self_run
+        if run is None:
+            run = self._self_run = self._self_runner()
+        return run.send(value)
 
     def __next__(self) -> Any:
         return self.send(None)

@@ -67,10 +67,10 @@ def _under_ambient(name: str) -> Place:
 def _under_other(name: str, active: Any) -> Place:
     """Place under a span of another API."""
     entry = _registry.entry_of(active)
-    while entry is None and _mlflow.has_ended(active):
+    if entry is None and _mlflow.has_ended(active):
         # It ended but is still active here: its nearest open ancestor.
-        active = active.parent
-        entry = _registry.entry_by_id(f"{active.span_id:016x}") if active is not None else None
+        above = active.parent
+        entry = _registry.entry_by_id(f"{above.span_id:016x}") if above is not None else None
         if entry is None:
             return _NEW_TRACE
     if entry is None:
