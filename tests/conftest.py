@@ -65,12 +65,16 @@ def store(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 def reset_tracing() -> None:
     """Reset MLflow's tracing without the second for which its idle export thread sleeps."""
-    exporter = provider._get_trace_exporter()
-    queue = getattr(exporter, "_async_queue", None)
+    queue = getattr(provider._get_trace_exporter(), "_async_queue", None)
     if queue is not None and queue.is_active():
-        # In this order: a task put after the thread has stopped would never be done.
+        # What AsyncTraceExportQueue.flush(terminate=True) does, with a task that wakes the thread.
+        # Inactive and stopped, the queue exports in the caller's thread what is still put.
         queue._queue.put(async_export_queue.Task(handler=lambda: None, args=()))
+        queue._is_active = False
         queue._stop_event.set()
+        queue._consumer_thread.join()
+        queue._queue.join()
+        queue._worker_threadpool.shutdown(wait=True)
     mlflow.tracing.reset()
 
 
