@@ -94,6 +94,22 @@ def test_after_an_exception_the_context_is_as_found(store: Store) -> None:
     assert mlflow.get_current_active_span() is None
 
 
+def test_the_context_itself_is_the_one_that_was_found(store: Store) -> None:
+    from mlflow.tracing.provider import get_current_context
+
+    before = get_current_context()
+    with traced_span("outer"):
+        inside = get_current_context()
+        with pytest.raises(ValueError), traced_span("inner"):
+            raise ValueError
+        assert get_current_context() is inside
+        manager = spanguard.TraceStateManager()
+        manager.push_trace("pushed")
+        manager.pop_trace()
+        assert get_current_context() is inside
+    assert get_current_context() is before
+
+
 def test_current_span_is_the_ambient_one_of_any_api(store: Store) -> None:
     assert current_span() is None
     with traced_span("ours") as ours:

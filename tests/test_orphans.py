@@ -218,3 +218,16 @@ def test_closing_open_spans_as_ok(store: Store) -> None:
     block.__exit__(None, None, None)
     span = store.spans()["root"]
     assert (status(span), outcome(span)) == ("OK", "ok")
+
+
+def test_a_leak_closes_with_the_block_it_is_under_not_with_the_trace(
+    store: Store, client: mlflow.MlflowClient
+) -> None:
+    with traced_span("root"):
+        with pytest.warns(spanguard.OrphanedSpanWarning):
+            with traced_span("inner") as inner:
+                first = client.start_span("first", inner.trace_id, inner.span_id)
+                second = client.start_span("second", inner.trace_id, first.span_id)
+        assert second.end_time_ns <= first.end_time_ns <= inner.end_time_ns
+    spans = store.spans()
+    assert spans["second"].get_attribute("spanguard.orphaned_by") == f"inner ({inner.span_id})"

@@ -436,7 +436,7 @@ def test_a_long_name_is_cut(store: Store) -> None:
     assert store.trace().info.tags["mlflow.traceName"].startswith("n" * 250)
 
 
-def test_no_payload_gets_into_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_payload_gets_into_a_log_line(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     from spanguard import _findings
 
     _findings.reraise_internal = False
@@ -449,3 +449,5 @@ def test_no_payload_gets_into_a_log_line(caplog: pytest.LogCaptureFixture) -> No
         pass
     assert any(record.name == "spanguard" for record in caplog.records)
     assert "hunter2" not in caplog.text
+    # And the span has ended all the same.
+    assert status(store.trace().data.spans[0]) == "OK"

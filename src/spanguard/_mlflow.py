@@ -465,7 +465,9 @@ def end_live(span: LiveSpan, end_time_ns: int | None) -> None:
 
 
 def end_bare(otel: Any, end_time_ns: int | None) -> None:
-    """End the OpenTelemetry span itself, after MLflow's own end failed."""
+    """End the OpenTelemetry span itself, OK unless it is an ERROR: MLflow's own end failed."""
+    if otel.status.status_code is StatusCode.UNSET:
+        otel.set_status(Status(StatusCode.OK))
     otel.end(end_time=end_time_ns)
 
 
