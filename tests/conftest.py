@@ -65,7 +65,10 @@ def store(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 def reset_tracing() -> None:
     """Reset MLflow's tracing without the second for which its idle export thread sleeps."""
-    queue = getattr(provider._get_trace_exporter(), "_async_queue", None)
+    try:
+        queue = getattr(provider._get_trace_exporter(), "_async_queue", None)
+    except AttributeError:  # MLflow 3.10 with a global provider that is not set yet
+        queue = None
     if queue is not None and queue.is_active():
         # What AsyncTraceExportQueue.flush(terminate=True) does, with a task that wakes the thread.
         # Inactive and stopped, the queue exports in the caller's thread what is still put.

@@ -487,3 +487,18 @@ def test_a_context_that_outlives_10000_nested_spans(store: Store) -> None:
             manager.pop_trace()
         assert held.run(mlflow.get_current_active_span).span_id == root.span_id
     assert held.run(mlflow.get_current_active_span) is None
+
+
+def test_an_exporter_that_fails_leaves_nothing_open(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracing.processor.base_mlflow import BaseMlflowSpanProcessor
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("export failed")
+
+    monkeypatch.setattr(BaseMlflowSpanProcessor, "on_end", fail)
+    with traced_span("root"), traced_span("child"):
+        pass
+    assert current_span() is None
+    assert spanguard.open_spans() == []

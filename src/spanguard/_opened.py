@@ -156,6 +156,9 @@ class OpenedSpan:
             if self.client is not None:
                 ender = _client_ender(self.client, self.live, is_root=self.is_root)
             _record.end(self.live, ender, end_time_ns)
+            if self.entry is not None and not self.entry.ended:
+                # An exporter of MLflow's that fails in the middle of an end keeps it from us.
+                _registry.note_end(self.entry)
         return findings
 
     def _close_descendants(self) -> list[tuple[OpenSpan, Site]]:

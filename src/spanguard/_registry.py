@@ -158,6 +158,17 @@ def _adopt(parent: Entry, child: Entry) -> None:
     parent.children[child.span_id] = child
 
 
+def note_end(entry: Entry) -> None:
+    """Take a span that has ended off the registry, and out of what is ambient. Idempotent."""
+    with _lock:
+        if _open.pop(entry.span_id, None) is None:
+            return
+        entry.ended = True
+        _unlink(entry)
+    if entry.stand_in is not None:
+        entry.stand_in.fall_back()
+
+
 class _Watcher(SpanProcessor):
     """Hears of every start and end. Must not raise: it runs inside MLflow's own start and end."""
 
@@ -179,13 +190,9 @@ class _Watcher(SpanProcessor):
 
     def on_end(self, span: Any) -> None:
         try:
-            with _lock:
-                entry = _open.pop(span.context.span_id, None)
-                if entry is not None:
-                    entry.ended = True
-                    _unlink(entry)
-            if entry is not None and entry.stand_in is not None:
-                entry.stand_in.fall_back()
+            entry = _open.get(span.context.span_id)
+            if entry is not None:
+                note_end(entry)
         except Exception as error:
             internal_error("noting a span's end", error)
 
@@ -311,6 +318,7 @@ def close_orphan(entry: Entry, orphaned_by: str, outcome: Outcome = ORPHANED) ->
         # Raw code in another thread is ending it in this very moment. Its ancestor must come
         # after it also in MLflow's queue, or MLflow loses the child and with it the trace.
         _await_end(entry)
+        note_end(entry)  # or MLflow's own part of the end failed before it came to us
     return report
 
 
