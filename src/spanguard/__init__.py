@@ -4,6 +4,7 @@
 first steps; each name here has its own documentation.
 """
 
+from spanguard._carry import TraceContext, capture, carry
 from spanguard._config import (
     MAX_ATTRIBUTES,
     MAX_MESSAGE_CHARS,
@@ -50,10 +51,13 @@ __all__ = [
     "SpanOrderError",
     "SpanguardError",
     "SpanguardWarning",
+    "TraceContext",
     "TraceLostError",
     "TraceStateManager",
     "UnknownSpanError",
     "__version__",
+    "capture",
+    "carry",
     "close_open_spans",
     "current_span",
     "flush",

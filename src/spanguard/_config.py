@@ -16,6 +16,8 @@ __all__ = [
     "is_strict",
     "limits",
     "strict",
+    "strict_as_before",
+    "strict_here",
 ]
 
 STRICT_VARIABLE = "SPANGUARD_STRICT"
@@ -49,7 +51,7 @@ class StrictSetting:
         global _process_setting
         if _process_setting is self:
             _process_setting = self._previous
-        self._token = _context_strict.set(self.enabled)
+        self._token = strict_here(self.enabled)
         return self
 
     def __exit__(
@@ -59,10 +61,7 @@ class StrictSetting:
         traceback: TracebackType | None,
     ) -> None:
         if self._token is not None:
-            try:
-                _context_strict.reset(self._token)
-            except ValueError:  # left in another context, which never saw the setting
-                pass
+            strict_as_before(self._token)
             self._token = None
 
 
@@ -84,6 +83,19 @@ def strict(enabled: bool = True) -> StrictSetting:
     ...     pass
     """
     return StrictSetting(bool(enabled))
+
+
+def strict_here(enabled: bool) -> Token[bool | None]:
+    """Set strictness in this context; `strict_as_before` takes it back."""
+    return _context_strict.set(enabled)
+
+
+def strict_as_before(token: Token[bool | None]) -> None:
+    """Take back what `strict_here` has set. In another context, which never saw it: nothing."""
+    try:
+        _context_strict.reset(token)
+    except ValueError:
+        pass
 
 
 def is_strict(override: bool | None = None) -> bool:

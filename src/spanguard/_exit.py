@@ -69,17 +69,32 @@ def flush(timeout: float = 30.0) -> bool:
     >>> spanguard.flush(timeout=30)
     True
     """
-    done: list[bool] = []
-
-    def drain() -> None:
-        try:
-            _mlflow.flush_everything()
-            done.append(True)
-        except Exception as error:
-            internal_error("flushing", error)
-
     # A thread of its own: MLflow's flush knows no time limit, and with a dead server takes minutes.
-    thread = threading.Thread(target=drain, name="spanguard-flush", daemon=True)
+    done: list[bool] = []
+    thread = threading.Thread(target=_drain, args=(done,), name="spanguard-flush", daemon=True)
     thread.start()
     thread.join(timeout)
     return bool(done)
+
+
+def _drain(done: list[bool]) -> None:
+    try:
+        _mlflow.flush_everything()
+        done.append(True)
+    except Exception as error:
+        internal_error("flushing", error)
+
+
+# Whether the store did not keep up when it was last waited for.
+_is_behind = False
+
+
+def hand_over(seconds: float) -> None:
+    """Put what has ended into MLflow's queue and wait for the store, at most so many seconds.
+
+    A store that did not take it in time is not waited for again before it has caught up: one
+    dead server must not cost every job of a worker the same seconds.
+    """
+    global _is_behind
+    _mlflow.hand_over()
+    _is_behind = not _mlflow.await_stored(0.0 if _is_behind else seconds)

@@ -26,6 +26,11 @@ touch                                          reason; without it
 `tracing.attachments.Attachment`               must not be rewritten; without (3.10): there are none
 `exporter._async_queue._queue`                 to wait for what is pending without stopping MLflow's
                                                threads; without: MLflow's own, slower flush
+`InMemoryTraceManager.register_trace`,         spans of a trace that another process began; MLflow's
+`pop_trace`, `TraceInfo`                       public way drops them before their batch is exported;
+                                               without: a carried span starts a trace of its own
+`tracking.fluent._active_experiment_id`        the experiment in force, without asking the store;
+                                               without: `set_experiment` in a worker process
 `tracer.id_generator`                          a chosen trace id; without: the id is not chosen
 =============================================  ==================================================
 """
@@ -34,26 +39,37 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from os import environ
 from typing import TYPE_CHECKING, Any, cast
 
 import mlflow
-from mlflow.entities import LiveSpan, NoOpSpan, SpanEvent, SpanStatus, SpanStatusCode
+from mlflow.entities import (
+    LiveSpan,
+    NoOpSpan,
+    SpanEvent,
+    SpanStatus,
+    SpanStatusCode,
+    TraceInfo,
+    TraceLocation,
+    TraceState,
+)
 from mlflow.environment_variables import MLFLOW_USE_DEFAULT_TRACER_PROVIDER
 from mlflow.tracing import provider as _provider_module
 from mlflow.tracing.constant import SpanAttributeKey, TraceMetadataKey
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 from mlflow.tracking import MlflowClient
+from mlflow.tracking import fluent as _fluent
 from opentelemetry import context as _otel_context_api
 from opentelemetry import trace as _otel
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import INVALID_SPAN, Status, StatusCode
 from opentelemetry.trace import Span as OtelSpan
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 if TYPE_CHECKING:
     from mlflow.entities import Span
@@ -116,7 +132,7 @@ class _Mode:
 
     def refresh(self) -> bool:
         """Read the settings again if they have changed; tell whether they have."""
-        seen = (environ.get(_ISOLATED_VARIABLE), environ.get(_PROPAGATE_VARIABLE))
+        seen = (os.environ.get(_ISOLATED_VARIABLE), os.environ.get(_PROPAGATE_VARIABLE))
         if seen == self._seen:
             return False
         self._seen = seen
@@ -142,6 +158,11 @@ def mode_has_changed() -> bool:
 def current_otel_span() -> OtelSpan:
     """Return the OpenTelemetry span that MLflow sees as active here; INVALID_SPAN if none."""
     return _otel.get_current_span(_mode.runtime.get_current())
+
+
+def span_in(context: Any) -> OtelSpan:
+    """Return the span that is active in a context; None stands for what is active here."""
+    return current_otel_span() if context is None else _otel.get_current_span(context)
 
 
 class ActiveState:
@@ -360,10 +381,6 @@ def active_span() -> LiveSpan | None:
     return mlflow.get_current_active_span()
 
 
-def tracking_uri() -> str:
-    """Return the tracking URI in force."""
-    return mlflow.get_tracking_uri()
-
 
 def add_to_trace(trace_id: str, tags: dict[str, str], metadata: dict[str, str]) -> None:
     """Add tags and metadata to a trace in memory; what it has already stays."""
@@ -544,18 +561,146 @@ def trace_id_chosen(hex_id: str) -> Iterator[bool]:
         _wanted_trace_id.reset(token)
 
 
+# -- a trace that another process began --------------------------------------------------------
+
+_SQLITE = "sqlite:///"
+
+
+def tracking_uri() -> str:
+    """Return the tracking URI in force; a relative SQLite path made absolute, to travel."""
+    uri = mlflow.get_tracking_uri()
+    path = uri.removeprefix(_SQLITE)
+    if path == uri or not path or path.startswith((":memory:", "file:")):
+        return uri
+    return _SQLITE + os.path.abspath(path)
+
+
+def active_experiment_id() -> str | None:
+    """Return the experiment that new traces go to, None for the default one. Asks no store."""
+    found = getattr(_fluent, "_active_experiment_id", None)
+    return found or os.environ.get("MLFLOW_EXPERIMENT_ID") or None
+
+
+def experiment_of(trace_id: str) -> str | None:
+    """Return the experiment of a trace that is still in MLflow's buffer."""
+    with _trace_manager().get_trace(trace_id) as trace:
+        location = trace.info.trace_location if trace is not None else None
+        experiment = getattr(location, "mlflow_experiment", None)
+        return experiment.experiment_id if experiment is not None else None
+
+
+def adopt_destination(uri: str, experiment_id: str | None) -> None:
+    """Send the traces of this process where those of another process go."""
+    if tracking_uri() != uri:
+        mlflow.set_tracking_uri(uri)
+    if experiment_id is None or experiment_id == (active_experiment_id() or "0"):
+        return
+    if hasattr(_fluent, "_active_experiment_id"):
+        # set_experiment() would ask the store, for minutes where it is down.
+        cast(Any, _fluent)._active_experiment_id = experiment_id
+    else:
+        mlflow.set_experiment(experiment_id=experiment_id)
+
+
+def traceparent_of(otel: OtelSpan) -> str:
+    """Return the W3C traceparent of a span."""
+    context = otel.get_span_context()
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
+def remote_span(traceparent: str) -> OtelSpan | None:
+    """Return a stand-in for the span that a W3C traceparent names; None if it is not one."""
+    found = _otel.get_current_span(
+        TraceContextTextMapPropagator().extract({"traceparent": traceparent})
+    )
+    return found if found.get_span_context().is_valid else None
+
+
+def mlflow_trace_id_of(otel_trace_id: int) -> str:
+    """Return the id that MLflow gives to a trace with this OpenTelemetry trace id."""
+    make = _optional("mlflow.tracing.utils", "generate_mlflow_trace_id_from_otel_trace_id")
+    return str(make(otel_trace_id)) if make is not None else f"tr-{otel_trace_id:032x}"
+
+
+_remote_lock = threading.Lock()
+_remote_holds: dict[int, int] = {}
+
+
+def hold_remote_trace(otel_trace_id: int, trace_id: str, experiment_id: str | None) -> None:
+    """Let MLflow take spans of a trace whose root is in another process, until released.
+
+    Several jobs of one trace may hold it at a time. MLflow's own
+    `set_tracing_context_from_http_request_headers` drops the trace when the first of them ends,
+    and the spans that still wait for their batch with it.
+    """
+    location = TraceLocation.from_experiment_id(experiment_id) if experiment_id else None
+    with _remote_lock:
+        held = _remote_holds.get(otel_trace_id, 0)
+        _remote_holds[otel_trace_id] = held + 1
+        if held == 0:
+            info = TraceInfo(
+                trace_id=trace_id,
+                trace_location=cast(Any, location),
+                request_time=cast(Any, None),
+                state=TraceState.IN_PROGRESS,
+            )
+            _trace_manager().register_trace(otel_trace_id, info, is_remote_trace=True)
+
+
+def release_remote_trace(otel_trace_id: int) -> None:
+    """Undo one hold. Call `hand_over` before: what still waits for its batch is dropped."""
+    with _remote_lock:
+        held = _remote_holds.pop(otel_trace_id, 0) - 1
+        if held > 0:
+            _remote_holds[otel_trace_id] = held
+        else:
+            _trace_manager().pop_trace(otel_trace_id)
+
+
 # -- flushing ----------------------------------------------------------------------------------
+
+
+def _exporter() -> Any:
+    return getattr(_provider_module, "_get_trace_exporter", lambda: None)()
+
+
+def _pending_tasks() -> Any:
+    """Return the queue of MLflow's export tasks; None where there is none, or it is unknown."""
+    tasks: Any = getattr(getattr(_exporter(), "_async_queue", None), "_queue", None)
+    return tasks if hasattr(tasks, "all_tasks_done") else None
+
+
+def exports_in_place() -> bool:
+    """Tell whether spans are stored by the thread that ends them (MLflow 3.10): none wait."""
+    exporter = _exporter()
+    return exporter is not None and not hasattr(exporter, "_async_queue")
+
+
+def hand_over() -> None:
+    """Put what has ended into MLflow's export queue, where no later change can lose it."""
+    current = _current_provider()
+    if isinstance(current, TracerProvider):
+        current.force_flush()
+
+
+def await_stored(seconds: float) -> bool:
+    """Wait until MLflow's export queue is empty, at most so long; tell whether it is."""
+    tasks = _pending_tasks()
+    if tasks is None:
+        return exports_in_place()
+    with tasks.all_tasks_done:
+        return bool(
+            tasks.all_tasks_done.wait_for(lambda: not tasks.unfinished_tasks, max(seconds, 0.0))
+        )
 
 
 def flush_everything() -> None:
     """Drain MLflow's queues into the store: milliseconds, but with a dead server minutes."""
-    exporter = getattr(_provider_module, "_get_trace_exporter", lambda: None)()
-    if exporter is not None and not hasattr(exporter, "_async_queue"):
-        return  # it exports in the thread that ends the span (MLflow 3.10): nothing is pending
-    tasks: Any = getattr(getattr(exporter, "_async_queue", None), "_queue", None)
-    current = _current_provider()
-    if isinstance(current, TracerProvider) and hasattr(tasks, "join"):
-        current.force_flush()
+    if exports_in_place():
+        return
+    tasks = _pending_tasks()
+    if tasks is not None and isinstance(_current_provider(), TracerProvider):
+        hand_over()
         tasks.join()
     else:
         # The public way stops and restarts MLflow's threads, which takes a second or two.

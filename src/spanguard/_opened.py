@@ -24,7 +24,7 @@ from spanguard.exceptions import (
     TraceLostError,
 )
 
-__all__ = ["OpenedSpan", "left_open_finding", "orphans_finding"]
+__all__ = ["OpenedSpan", "left_behind_finding", "left_open_finding", "orphans_finding"]
 
 
 class OpenedSpan:
@@ -311,8 +311,14 @@ def left_open_finding(
     return _orphans(outermost, closed, OrphanedSpanError, found)
 
 
+def left_behind_finding(closed: list[tuple[OpenSpan, Site]]) -> list[SpanguardError]:
+    """Make one finding of what work for another process left open."""
+    found = f"Work carried from another process ended with {len(closed)} open"
+    return _orphans(None, closed, OrphanedSpanError, found)
+
+
 def _orphans(
-    opened: OpenedSpan,
+    opened: OpenedSpan | None,
     closed: list[tuple[OpenSpan, Site]],
     kind: type[OrphanedSpanError],
     found: str,
@@ -325,9 +331,9 @@ def _orphans(
     finding = kind(
         f"{found}: {listed}{more}. Closed as ERROR, orphaned. End each span where its work ends, "
         "or open it with traced_span.",
-        span_name=opened.name,
-        span_id=opened.live.span_id,
-        trace_id=opened.live.trace_id,
+        span_name=opened.name if opened is not None else spans[-1].name,
+        span_id=opened.live.span_id if opened is not None else spans[-1].span_id,
+        trace_id=opened.live.trace_id if opened is not None else spans[-1].trace_id,
     )
     finding.spans = spans
     # The warning points at the line that leaked, not at the one that noticed.

@@ -54,6 +54,17 @@ def place(name: str, trace_id: str | None, parent_id: str | None) -> Place:
     return Place(root) if root is not None else _instead_of(name, trace_id, None)
 
 
+def _is_remote_ambient(trace_id: str, parent_id: str | None) -> bool:
+    """Tell whether a span of another process is ambient here, and is the one asked for."""
+    active = ambient_span()
+    context = active.get_span_context()
+    return (
+        context.is_remote
+        and _mlflow.mlflow_trace_id(active) == trace_id
+        and parent_id in (None, f"{context.span_id:016x}")
+    )
+
+
 def _under_ambient(name: str) -> Place:
     active: Any = ambient_span()
     entry = active.entry if type(active) is StandIn else None
@@ -111,6 +122,8 @@ def _open_root(trace_id: str | None) -> Any:
 
 def _instead_of(name: str, trace_id: str | None, parent_id: str | None) -> Place:
     """Mend a bad parent: the trace's root; the ambient span if no trace was named; a new trace."""
+    if trace_id is not None and _is_remote_ambient(trace_id, parent_id):
+        return _LEFT_TO_MLFLOW
     asked = f"parent span {parent_id}" if parent_id is not None else f"trace {trace_id}"
     wrong = f"The {asked} of span {name!r} has ended, is unknown or belongs to another trace"
     cure = "Pass the id of a span that is still open, or none to nest under the active span."

@@ -24,7 +24,15 @@ from spanguard._site import Site, user_site
 if TYPE_CHECKING:
     from spanguard._opened import OpenedSpan
 
-__all__ = ["Entry", "OpenSpan", "close_descendants", "entry_of", "open_entries", "watch"]
+__all__ = [
+    "Entry",
+    "OpenSpan",
+    "RemoteParent",
+    "close_descendants",
+    "entry_of",
+    "open_entries",
+    "watch",
+]
 
 # How long the end of a span waits for another thread that is ending one of its children.
 _CONCURRENT_END_SECONDS = 1.0
@@ -74,7 +82,7 @@ class Entry:
         "thread",
     )
 
-    def __init__(self, otel: Any, span_id: int, parent: Entry | None) -> None:
+    def __init__(self, otel: Any, span_id: int, parent: Entry | RemoteParent | None) -> None:
         # Weak: a span that raw code abandons may go when MLflow's buffer lets it go.
         self._otel: weakref.ref[Any] = weakref.ref(otel, lambda _: _forget(span_id))
         self.span_id = span_id
@@ -131,6 +139,20 @@ class Entry:
         )
 
 
+class RemoteParent:
+    """What a span of another process is here: the parent of what is opened under it."""
+
+    __slots__ = ("children", "ended", "label", "live", "parent", "span_id")
+
+    def __init__(self, span_id: int) -> None:
+        self.span_id = span_id
+        self.label = f"the end of its work under remote span {span_id:016x}"
+        self.children: dict[int, Entry] | None = None
+        self.parent: None = None
+        self.live: None = None
+        self.ended = False
+
+
 _open: dict[int, Entry] = {}
 _lock = threading.Lock()
 
@@ -152,7 +174,7 @@ def _unlink(entry: Entry) -> None:
             _adopt(parent, child)
 
 
-def _adopt(parent: Entry, child: Entry) -> None:
+def _adopt(parent: Entry | RemoteParent, child: Entry) -> None:
     if parent.children is None:
         parent.children = {}
     parent.children[child.span_id] = child
@@ -175,7 +197,9 @@ class _Watcher(SpanProcessor):
     def on_start(self, span: Any, parent_context: Any = None) -> None:
         try:
             parent = span.parent
-            parent_entry = _open.get(parent.span_id) if parent is not None else None
+            parent_entry: Entry | RemoteParent | None = None
+            if parent is not None:
+                parent_entry = _open.get(parent.span_id) or _remote_parent(parent, parent_context)
             span_id = span.context.span_id
             entry = Entry(span, span_id, parent_entry)
             with _lock:
@@ -201,6 +225,13 @@ class _Watcher(SpanProcessor):
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return True
+
+
+def _remote_parent(parent: Any, parent_context: Any) -> RemoteParent | None:
+    """Return what a span of another process is here, where a span is opened right under it."""
+    active = _mlflow.span_in(parent_context) if parent.is_remote else None
+    entry = active.entry if type(active) is StandIn else None
+    return entry if isinstance(entry, RemoteParent) else None
 
 
 _watcher = _Watcher()
@@ -244,14 +275,14 @@ def claim(entry: Entry) -> bool:
 # -- closing what was left open ----------------------------------------------------------------
 
 
-def close_descendants(entry: Entry) -> list[tuple[OpenSpan, Site]]:
+def close_descendants(entry: Entry | RemoteParent) -> list[tuple[OpenSpan, Site]]:
     """End every open descendant, deepest first, as orphaned by this span; report them."""
     closed: list[tuple[OpenSpan, Site]] = []
     label = ""
     while entry.children:
         label = label or entry.label
         leaf = _deepest(entry)
-        if leaf is entry:  # another thread ended the last child meanwhile
+        if leaf is None:  # another thread ended the last child meanwhile
             break
         report = close_orphan(leaf, label)
         if report is not None:
@@ -285,14 +316,15 @@ def close_unheard(trace_id: str, root: Entry) -> list[tuple[OpenSpan, Site]]:
     return closed
 
 
-def _deepest(entry: Entry) -> Entry:
+def _deepest(entry: Entry | RemoteParent) -> Entry | None:
     """Return the last opened leaf of the last opened branch."""
+    leaf: Entry | None = None
     while entry.children:
         try:
-            entry = next(reversed(entry.children.values()))
+            entry = leaf = next(reversed(entry.children.values()))
         except (StopIteration, RuntimeError):  # another thread ended it meanwhile
             continue
-    return entry
+    return leaf
 
 
 def close_orphan(entry: Entry, orphaned_by: str, outcome: Outcome = ORPHANED) -> OpenSpan | None:
