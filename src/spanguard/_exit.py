@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 from spanguard import _mlflow, _registry
-from spanguard._findings import internal_error, settle
+from spanguard._findings import contained, internal_error, settle
 from spanguard._outcome import OK, ORPHANED
 from spanguard._proxy import parse_status
 from spanguard._registry import OpenSpan
@@ -98,3 +99,31 @@ def hand_over(seconds: float) -> None:
     global _is_behind
     _mlflow.hand_over()
     _is_behind = not _mlflow.await_stored(0.0 if _is_behind else seconds)
+
+
+# -- fork --------------------------------------------------------------------------------------
+
+FORK_SECONDS = 2.0
+"""How long a fork waits for MLflow's threads to have nothing left to do."""
+
+
+def _before_fork() -> None:
+    # A thread of MLflow's that holds a lock of its database driver in this moment would hold it
+    # for ever in the child. Mostly nothing is pending, and nothing is waited for.
+    with contained("preparing a fork"):
+        if _mlflow.has_pending():
+            _mlflow.hand_over()
+            _mlflow.await_stored(FORK_SECONDS)
+
+
+def _after_fork_in_child() -> None:
+    global _is_behind
+    _is_behind = False
+    with contained("forgetting the parent's spans in a forked child"):
+        _registry.forget_all()
+    with contained("starting tracing afresh in a forked child"):
+        _mlflow.start_afresh_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

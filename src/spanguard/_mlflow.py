@@ -31,16 +31,22 @@ touch                                          reason; without it
                                                without: a carried span starts a trace of its own
 `tracking.fluent._active_experiment_id`        the experiment in force, without asking the store;
                                                without: `set_experiment` in a worker process
+the provider, its once-flags, `_atexit_handler`,  after a fork the child must not touch what the
+the exporter's queue flags, the stores' engines  parent's threads held locked; without: what is
+                                               missing stays as MLflow leaves it after a fork
 `tracer.id_generator`                          a chosen trace id; without: the id is not chosen
 =============================================  ==================================================
 """
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
 import os
+import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -65,6 +71,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.tracking import fluent as _fluent
 from opentelemetry import context as _otel_context_api
 from opentelemetry import trace as _otel
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import INVALID_SPAN, Status, StatusCode
@@ -381,7 +388,6 @@ def active_span() -> LiveSpan | None:
     return mlflow.get_current_active_span()
 
 
-
 def add_to_trace(trace_id: str, tags: dict[str, str], metadata: dict[str, str]) -> None:
     """Add tags and metadata to a trace in memory; what it has already stays."""
     with _trace_manager().get_trace(trace_id) as trace:
@@ -496,11 +502,15 @@ class _PlainEncoder(json.JSONEncoder):
         return str(o)
 
 
-def _optional(module: str, name: str) -> Any:
+def _optional_module(module: str) -> Any:
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
+        return importlib.import_module(module)
+    except ImportError:
         return None
+
+
+def _optional(module: str, name: str) -> Any:
+    return getattr(_optional_module(module), name, None)
 
 
 _encoder = _optional("mlflow.tracing.utils", "TraceJSONEncoder") or _PlainEncoder
@@ -705,6 +715,78 @@ def flush_everything() -> None:
     else:
         # The public way stops and restarts MLflow's threads, which takes a second or two.
         mlflow.flush_trace_async_logging()
+
+
+# -- after a fork ------------------------------------------------------------------------------
+
+
+def has_pending() -> bool:
+    """Tell whether MLflow's threads have something to export. For a moment it may be both."""
+    if _watched is None:
+        return False
+    tasks = _pending_tasks()
+    processor: Any = getattr(_provider_module, "_get_span_processor", lambda: None)()
+    batch = getattr(getattr(processor, "_batch_delegate", None), "_batch_processor", None)
+    return bool(getattr(batch, "_queue", None) or (tasks is not None and tasks.unfinished_tasks))
+
+
+def start_afresh_in_child() -> None:
+    """Give a forked child a tracing of its own, that no lock of the parent's threads can stop.
+
+    Nothing of the parent's is called, flushed or joined here: the threads that would answer do
+    not exist in the child. `mlflow.tracing.reset()` hangs there with exports pending.
+    """
+    global _remote_lock, _tracer, _watch_lock, _watched
+    _watched = _tracer = None
+    _watch_lock, _remote_lock = threading.Lock(), threading.Lock()
+    _remote_holds.clear()
+    _leave_provider_behind()
+    manager: Any = InMemoryTraceManager
+    manager._instance_lock = threading.RLock()
+    manager._instance = None
+    _mode.runtime.attach(Context())
+    _leave_engines_behind()
+
+
+def _leave_provider_behind() -> None:
+    wrapper: Any = _provider_module.provider
+    old = _current_provider()
+    for processor in _processors_of(old):
+        queue = getattr(getattr(processor, "span_exporter", None), "_async_queue", None)
+        if queue is not None:
+            queue._is_active = False  # so its atexit callback has nothing to wait for
+    if _mode.isolated:
+        handler = getattr(old, "_atexit_handler", None)
+        if handler is not None:
+            atexit.unregister(handler)
+        wrapper._isolated_tracer_provider = None
+    elif isinstance(old, TracerProvider):
+        # The process's own provider stays; MLflow adds its processors to it again.
+        kept = [p for p in _processors_of(old) if not hasattr(p, "span_exporter")]
+        cast(Any, old._active_span_processor)._span_processors = tuple(kept)
+    for flag in ("_isolated_tracer_provider_once", "_global_provider_init_once"):
+        once = getattr(wrapper, flag, None)
+        if once is not None:
+            setattr(wrapper, flag, type(once)())
+    registry: Any = _optional_module("mlflow.tracing.processor.base_mlflow")
+    if hasattr(registry, "_batch_processor_registry"):
+        registry._batch_processor_registry = weakref.WeakSet()
+        registry._batch_processor_registry_lock = threading.Lock()
+
+
+def _processors_of(provider: Any) -> tuple[Any, ...]:
+    active = getattr(provider, "_active_span_processor", None)
+    return tuple(getattr(active, "_span_processors", ()))
+
+
+def _leave_engines_behind() -> None:
+    """Let the child open connections of its own: SQLite's may not be used across a fork."""
+    stores = sys.modules.get("mlflow.store.tracking.sqlalchemy_store")
+    store: Any = getattr(stores, "SqlAlchemyStore", None)
+    for engine in list((getattr(store, "_engine_map", None) or {}).values()):
+        engine.dispose(close=False)
+    if hasattr(store, "_engine_map_lock"):
+        store._engine_map_lock = threading.Lock()
 
 
 def experiment_exists(experiment_id: str) -> bool:

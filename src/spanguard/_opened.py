@@ -180,6 +180,8 @@ class OpenedSpan:
             _record.error(self.live, outcome.name)
 
     def _late(self) -> list[SpanguardError]:
+        if self.closed_by == "fork":
+            return []  # it is open in the parent process, which will end it
         entry = self.entry
         if entry is not None and entry.ended and entry.children:
             _registry.close_descendants(entry)

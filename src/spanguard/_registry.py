@@ -263,6 +263,24 @@ def open_entries() -> list[Entry]:
     return list(_open.values())
 
 
+def forget_all() -> None:
+    """In a forked child: forget the parent's spans, without ending one of them.
+
+    A block of the parent's that the child leaves as well finds its span closed, by the fork.
+    """
+    global _lock
+    _lock = threading.Lock()  # another thread of the parent may have held it
+    for entry in list(_open.values()):
+        entry.claimed = entry.ended = True
+        entry.children = None
+        opened = entry.opened() if entry.opened is not None else None
+        if opened is not None:
+            opened.closed_by = "fork"
+        if entry.stand_in is not None:
+            entry.stand_in.fall_back()
+    _open.clear()
+
+
 def claim(entry: Entry) -> bool:
     """Win the right to end a span. Exactly one caller does, in whatever thread."""
     with _lock:

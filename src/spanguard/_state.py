@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import threading
 import weakref
 from collections.abc import Iterator
@@ -79,6 +80,19 @@ class _Frame:
 
 
 _orders = itertools.count()
+_managers: weakref.WeakSet[TraceStateManager] = weakref.WeakSet()
+
+
+def _empty_in_child() -> None:
+    """Empty the stacks in a forked child: what is on them is open in the parent."""
+    pushed.set(None)
+    for manager in list(_managers):
+        manager._lock = threading.RLock()  # another thread of the parent may have held it
+        manager._pushed = {}
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_empty_in_child)
 
 
 class TraceStateManager:
@@ -122,6 +136,7 @@ class TraceStateManager:
         # What is pushed and not popped, in the order of the pushes, of all contexts.
         self._pushed: dict[_Frame, OpenedSpan] = {}
         self._lock = threading.RLock()
+        _managers.add(self)
 
     # -- looking
 
