@@ -460,5 +460,5 @@ def carry(fn: Callable[P, R]) -> Callable[P, R]:
 def _is_coroutine_function(fn: Any) -> bool:
     inner = inspect.unwrap(fn) if not isinstance(fn, functools.partial) else fn
     return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(
-        getattr(type(inner), "__call__", None)
+        inspect.getattr_static(type(inner), "__call__", None)
     )
