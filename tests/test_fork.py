@@ -11,7 +11,9 @@ import sys
 import textwrap
 from pathlib import Path
 
+import mlflow
 import pytest
+from packaging.version import Version
 
 import spanguard
 from tests.store import Store, outcome, status
@@ -174,6 +176,10 @@ def test_a_child_of_a_child(store: Store) -> None:
     assert sorted(len(trace.data.spans) for trace in store.traces()) == [1, 1, 1]
 
 
+@pytest.mark.skipif(
+    Version(mlflow.__version__) < Version("3.12"),
+    reason="MLflow 3.10 stores a span in the thread that ends it: a fork finds nothing pending",
+)
 def test_the_parent_is_not_held_up_by_a_dead_server(store: Store) -> None:
     # The fork waits 2 s at most; without a bound it would wait for MLflow's retries, minutes.
     run(

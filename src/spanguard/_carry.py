@@ -88,6 +88,8 @@ class TraceContext:
     tracking_uri: str | None
     experiment_id: str | None
     strict: bool | None
+    _origin: str | None
+    _local: Any
 
     def __init__(
         self,

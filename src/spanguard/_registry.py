@@ -229,7 +229,7 @@ class _Watcher(SpanProcessor):
 
 def _remote_parent(parent: Any, parent_context: Any) -> RemoteParent | None:
     """Return what a span of another process is here, where a span is opened right under it."""
-    active = _mlflow.span_in(parent_context) if parent.is_remote else None
+    active: Any = _mlflow.span_in(parent_context) if parent.is_remote else None
     entry = active.entry if type(active) is StandIn else None
     return entry if isinstance(entry, RemoteParent) else None
 
