@@ -16,6 +16,7 @@ from spanguard._config import (
 from spanguard._decorator import traced
 from spanguard._exit import close_open_spans, flush, open_spans
 from spanguard._registry import OpenSpan
+from spanguard._signals import install_signal_handlers
 from spanguard._span import current_span, traced_span
 from spanguard._state import TraceStateManager
 from spanguard.exceptions import (
@@ -61,6 +62,7 @@ __all__ = [
     "close_open_spans",
     "current_span",
     "flush",
+    "install_signal_handlers",
     "limits",
     "open_spans",
     "strict",

@@ -361,7 +361,7 @@ class _RemoteWork:
         # What was sampled out there is not recorded here: MLflow needs to know nothing of it.
         self._recorded = bool(span_context.trace_flags.sampled)
         if self._recorded:
-            _registry.watch()
+            _exit.listen()
             _mlflow.hold_remote_trace(
                 self._otel_trace_id, cast(str, context.trace_id), context.experiment_id
             )

@@ -6,8 +6,10 @@ import os
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import Any
 
 __all__ = [
+    "EXIT_SECONDS",
     "MAX_ATTRIBUTES",
     "MAX_MESSAGE_CHARS",
     "MAX_VALUE_CHARS",
@@ -30,6 +32,10 @@ MAX_MESSAGE_CHARS = 10_000
 
 MAX_ATTRIBUTES = 96
 """Attributes on one span. MLflow keeps 128 and drops the oldest, its own trace id first."""
+
+
+EXIT_SECONDS = 30.0
+"""Seconds that the exit of the process, or a handled signal, waits for the store."""
 
 
 # -- strictness ------------------------------------------------------------------------------
@@ -120,6 +126,7 @@ class Limits:
     value_chars: int = MAX_VALUE_CHARS
     message_chars: int = MAX_MESSAGE_CHARS
     attributes: int = MAX_ATTRIBUTES
+    exit_seconds: float = EXIT_SECONDS
 
 
 class LimitsSetting:
@@ -156,17 +163,20 @@ def limits(
     value_chars: int | None = None,
     message_chars: int | None = None,
     attributes: int | None = None,
+    exit_seconds: float | None = None,
 ) -> LimitsSetting:
-    """Set the size caps of this process; as a with-block, restore the former ones at its end.
+    """Set the caps of this process; as a with-block, restore the former ones at its end.
 
     Args:
         value_chars: characters that one payload may hold; the rest is cut and counted.
         message_chars: characters of an exception's message and of its stack trace.
         attributes: attributes on one span; what is over goes into `spanguard.more_attributes`.
             At most 96: above that MLflow starts to drop its own.
+        exit_seconds: seconds that the exit of the process waits for the store.
 
     Raises:
-        ValueError: a cap is not a positive whole number, or `attributes` is above 96.
+        ValueError: a size is not a positive whole number, `attributes` is above 96, or
+            `exit_seconds` is negative or not a number.
 
     >>> import spanguard
     >>> with spanguard.limits(value_chars=200) as caps:
@@ -174,10 +184,14 @@ def limits(
     200
     """
     given = {"value_chars": value_chars, "message_chars": message_chars, "attributes": attributes}
-    changes = {name: cap for name, cap in given.items() if cap is not None}
+    changes: dict[str, Any] = {name: cap for name, cap in given.items() if cap is not None}
     for name, cap in changes.items():
         if not isinstance(cap, int) or isinstance(cap, bool) or cap < 1:
             raise ValueError(f"{name} must be a positive whole number, not {cap!r}")
     if attributes is not None and attributes > MAX_ATTRIBUTES:
         raise ValueError(f"attributes must be at most {MAX_ATTRIBUTES}, not {attributes!r}")
+    if exit_seconds is not None:
+        if not isinstance(exit_seconds, (int, float)) or not exit_seconds >= 0:
+            raise ValueError(f"exit_seconds must be a number of seconds, not {exit_seconds!r}")
+        changes["exit_seconds"] = exit_seconds
     return LimitsSetting(replace(_limits, **changes))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 import threading
+import time
+from collections.abc import Callable
 
 from spanguard import _mlflow, _registry
-from spanguard._findings import contained, internal_error, settle
+from spanguard._config import current_limits
+from spanguard._findings import contained, internal_error, logger, settle
 from spanguard._outcome import OK, ORPHANED
 from spanguard._proxy import parse_status
 from spanguard._registry import OpenSpan
@@ -49,12 +54,14 @@ def close_open_spans(status: str = "ERROR") -> int:
     return closed
 
 
-def close_all(orphaned_by: str, *, is_error: bool = True) -> int:
+def close_all(
+    orphaned_by: str, *, is_error: bool = True, raised: BaseException | None = None
+) -> int:
     """End every open span, last opened first: children start after their parents."""
     outcome = ORPHANED if is_error else OK
     closed = 0
     for entry in reversed(_registry.open_entries()):
-        if _registry.close_orphan(entry, orphaned_by, outcome) is not None:
+        if _registry.close_orphan(entry, orphaned_by, outcome, raised) is not None:
             closed += 1
     return closed
 
@@ -101,6 +108,105 @@ def hand_over(seconds: float) -> None:
     _is_behind = not _mlflow.await_stored(0.0 if _is_behind else seconds)
 
 
+# -- the end of the process --------------------------------------------------------------------
+
+
+def listen() -> None:
+    """Hear of every span from here on, and be there when the process ends."""
+    if _registry.watch():
+        # Anew for each provider: the hook that is registered last runs first, and MLflow's
+        # own, which waits for its queue, must come after the spans are closed.
+        atexit.unregister(_at_exit)
+        atexit.register(_at_exit)
+        _be_there_before_threads_are_joined()
+        _be_there_in_a_multiprocessing_child()
+
+
+_is_there_before_threads_are_joined = False
+
+
+def _be_there_before_threads_are_joined() -> None:
+    global _is_there_before_threads_are_joined
+    # Private in threading, and used by concurrent.futures itself; without it the exit waits
+    # for a dead server as long as MLflow retries.
+    register = getattr(threading, "_register_atexit", None)
+    if register is not None and not _is_there_before_threads_are_joined:
+        _is_there_before_threads_are_joined = True
+        with contained("registering for the end of the process"):
+            register(_before_threads_are_joined)
+
+
+def _before_threads_are_joined() -> None:
+    with contained("preparing the end of the process"):
+        _mlflow.do_not_join_workers()
+
+
+def _be_there_in_a_multiprocessing_child() -> None:
+    # A child of multiprocessing leaves by os._exit, past every atexit hook.
+    module = sys.modules.get("multiprocessing.process")
+    if module is not None and module.parent_process() is not None:
+        from multiprocessing.util import Finalize
+
+        Finalize(None, _at_exit, exitpriority=-100)
+
+
+def _at_exit() -> None:
+    close_and_flush("exit", current_limits().exit_seconds, _unhandled())
+
+
+def _unhandled() -> BaseException | None:
+    """Return the exception that ends the process, if one does."""
+    if hasattr(sys, "ps1"):  # an interactive session: it may be an old one
+        return None
+    raised = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    return raised if isinstance(raised, BaseException) else None
+
+
+def close_and_flush(orphaned_by: str, seconds: float, raised: BaseException | None = None) -> None:
+    """End every open span, and hand everything to the store, in bounded time. Never raises."""
+    deadline = time.monotonic() + seconds
+    in_place = False
+    with contained("looking at how MLflow exports"):
+        in_place = _mlflow.exports_in_place()
+    if in_place:
+        # Each end waits for the store (MLflow 3.10): out of the way, so that the bound holds.
+        _bounded(lambda: close_all(orphaned_by, raised=raised), seconds)
+    else:
+        with contained("closing what is open at the end"):
+            close_all(orphaned_by, raised=raised)
+    if not _flush_at_exit(deadline):
+        logger.warning(
+            "The store did not take all spans within the %g seconds that the exit waits for it; "
+            "the rest is lost. limits(exit_seconds=...) sets that time.",
+            seconds,
+        )
+        with contained("letting go of what is not stored"):
+            _mlflow.let_go_at_exit()
+
+
+def _flush_at_exit(deadline: float) -> bool:
+    if _mlflow.exports_in_place():
+        return time.monotonic() < deadline
+    _bounded(_mlflow.hand_over, deadline - time.monotonic())
+    with contained("waiting for the store at exit"):
+        return _mlflow.await_stored(deadline - time.monotonic())
+    return False
+
+
+def _bounded(work: Callable[[], object], seconds: float) -> None:
+    def run() -> None:
+        with contained("closing at the end of the process"):
+            work()
+
+    thread = threading.Thread(target=run, name="spanguard-exit", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # Python 3.12 starts no threads any more at exit
+        run()
+    else:
+        thread.join(max(seconds, 0.0))
+
+
 # -- fork --------------------------------------------------------------------------------------
 
 FORK_SECONDS = 2.0
@@ -117,8 +223,8 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _is_behind
-    _is_behind = False
+    global _is_behind, _is_there_before_threads_are_joined
+    _is_behind = _is_there_before_threads_are_joined = False
     with contained("forgetting the parent's spans in a forked child"):
         _registry.forget_all()
     with contained("starting tracing afresh in a forked child"):

@@ -31,6 +31,8 @@ touch                                          reason; without it
                                                without: a carried span starts a trace of its own
 `tracking.fluent._active_experiment_id`        the experiment in force, without asking the store;
                                                without: `set_experiment` in a worker process
+`concurrent.futures.thread._threads_queues`,    the exit of the process must not wait for a dead
+`_worker_threadpool`, `_at_exit_callback`       server; without: it waits as long as MLflow does
 the provider, its once-flags, `_atexit_handler`,  after a fork the child must not touch what the
 the exporter's queue flags, the stores' engines  parent's threads held locked; without: what is
                                                missing stays as MLflow leaves it after a fork
@@ -48,6 +50,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import thread as _futures_thread
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
@@ -715,6 +718,32 @@ def flush_everything() -> None:
     else:
         # The public way stops and restarts MLflow's threads, which takes a second or two.
         mlflow.flush_trace_async_logging()
+
+
+# -- the end of the process --------------------------------------------------------------------
+
+
+def do_not_join_workers() -> None:
+    """Keep the interpreter's exit from waiting for MLflow's export threads, which are daemons.
+
+    `concurrent.futures` joins every pool's threads before any atexit hook runs, and one that
+    retries against a dead server takes minutes. They go on exporting meanwhile.
+    """
+    joined: Any = getattr(_futures_thread, "_threads_queues", None)
+    executor = getattr(getattr(_exporter(), "_async_queue", None), "_worker_threadpool", None)
+    for thread in list(getattr(executor, "_threads", ())):
+        if joined is not None and thread.daemon:
+            joined.pop(thread, None)
+
+
+def let_go_at_exit() -> None:
+    """Give up what is not stored: take back the exit hooks in which MLflow would wait for it."""
+    queue = getattr(_exporter(), "_async_queue", None)
+    if queue is not None:
+        atexit.unregister(queue._at_exit_callback)
+    handler = getattr(_current_provider(), "_atexit_handler", None)
+    if handler is not None:
+        atexit.unregister(handler)
 
 
 # -- after a fork ------------------------------------------------------------------------------

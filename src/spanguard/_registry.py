@@ -18,7 +18,7 @@ from spanguard import _mlflow, _record
 from spanguard._context import StandIn
 from spanguard._findings import contained, internal_error
 from spanguard._mlflow import OtelSpan, SpanProcessor
-from spanguard._outcome import ORPHANED, Outcome
+from spanguard._outcome import ERROR, ORPHANED, Outcome
 from spanguard._site import Site, user_site
 
 if TYPE_CHECKING:
@@ -345,8 +345,16 @@ def _deepest(entry: Entry | RemoteParent) -> Entry | None:
     return leaf
 
 
-def close_orphan(entry: Entry, orphaned_by: str, outcome: Outcome = ORPHANED) -> OpenSpan | None:
-    """End one span in its opener's stead. If somebody else is ending it: wait, return None."""
+def close_orphan(
+    entry: Entry,
+    orphaned_by: str,
+    outcome: Outcome = ORPHANED,
+    raised: BaseException | None = None,
+) -> OpenSpan | None:
+    """End one span in its opener's stead. If somebody else is ending it: wait, return None.
+
+    `raised` is the exception that made its opener leave it open, where that is known.
+    """
     if not claim(entry):
         _await_end(entry)
         return None
@@ -359,6 +367,8 @@ def close_orphan(entry: Entry, orphaned_by: str, outcome: Outcome = ORPHANED) ->
         live = entry.mlflow_span()
         if live is not None:
             _record.orphan(live, outcome, opened_at=report.opened_at, orphaned_by=orphaned_by)
+            if raised is not None:
+                _record.exception(live, raised, ERROR)
             _record.end(live, entry.ender)
     otel = entry.otel
     if otel is not None and not _mlflow.has_ended(otel):

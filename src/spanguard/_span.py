@@ -8,7 +8,7 @@ from typing import Any, overload
 
 from mlflow.entities import LiveSpan
 
-from spanguard import _experiments, _mlflow, _record, _registry
+from spanguard import _exit, _experiments, _mlflow, _record, _registry
 from spanguard._config import is_strict
 from spanguard._context import ambient_span
 from spanguard._findings import contained, internal_error, settle
@@ -113,7 +113,7 @@ def _start(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> Ope
     """Start the span, bare: a payload that MLflow chokes on must not cost the span."""
     live: Any = None
     with contained("starting a span"):
-        _registry.watch()
+        _exit.listen()
         if spot.parent is None and request.otel_trace_id is not None:
             with _mlflow.trace_id_chosen(request.otel_trace_id):
                 live = _start_at(request, spot, attributes)

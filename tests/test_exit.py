@@ -1,0 +1,230 @@
+"""The way out: whatever ends a process, its open spans are closed and stored, in bounded time.
+
+Real child processes end in each way with three spans open; the store shows what arrived.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import spanguard
+from tests.store import Store, outcome, status
+
+PREAMBLE = """
+import os, signal, sys, threading, time
+import mlflow, spanguard
+from spanguard import TraceStateManager, traced_span
+
+def leave_three_open():
+    global block, manager
+    block = traced_span("root")
+    root = block.__enter__()
+    with traced_span("finished"):
+        pass
+    manager = TraceStateManager()
+    manager.push_trace("pushed")
+    mlflow.MlflowClient().start_span("raw", root.trace_id, root.span_id)
+    print("open", flush=True)
+"""
+
+
+def start(script: str, store: Store) -> subprocess.Popen[str]:
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": store.uri,
+        "MLFLOW_ASYNC_TRACE_LOGGING_MAX_INTERVAL_MILLIS": "5000",  # MLflow's default
+        "PYTHONPATH": str(Path(spanguard.__file__).parent.parent),
+    }
+    path = store.path.with_name("script.py")
+    path.write_text(PREAMBLE + textwrap.dedent(script), encoding="utf-8")
+    return subprocess.Popen(
+        [sys.executable, str(path)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+
+
+def run(script: str, store: Store) -> tuple[int, str]:
+    process = start(script, store)
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors
+
+
+WAYS_OUT = {
+    "return": ("leave_three_open()", 0, None),
+    "sys.exit": ("leave_three_open(); sys.exit(3)", 3, None),
+    "unhandled exception": ("leave_three_open(); {}['nothing']", 1, "KeyError"),
+    "SIGINT": (
+        "leave_three_open(); os.kill(os.getpid(), signal.SIGINT); time.sleep(60)",
+        None,  # what it is without spanguard
+        "KeyboardInterrupt",
+    ),
+    "SIGTERM": (
+        "spanguard.install_signal_handlers(); leave_three_open(); "
+        "os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)",
+        -signal.SIGTERM,
+        None,
+    ),
+    "exception in a thread": (
+        """
+        def work():
+            leave_three_open()
+            raise ValueError("in a thread")
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        """,
+        0,
+        None,
+    ),
+    "end of a multiprocessing child": (
+        """
+        import multiprocessing
+        child = multiprocessing.get_context("fork").Process(target=leave_three_open)
+        child.start()
+        child.join()
+        sys.exit(child.exitcode)
+        """,
+        0,
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_OUT)
+def test_what_is_open_at_the_end_of_a_process_is_closed_and_stored(way: str, store: Store) -> None:
+    script, code, raised = WAYS_OUT[way]
+    returned, errors = run(script, store)
+    if way == "SIGINT":
+        # MLflow makes a 1 of Python's -2 when it stores something at exit.
+        bare = "mlflow.start_span('bare').__enter__().end(); os.kill(os.getpid(), signal.SIGINT)"
+        code, _ = run(f"mlflow.set_tracking_uri('sqlite:///bare.db'); {bare}", store)
+    assert returned == code, errors
+    spans = store.spans()
+    assert set(spans) == {"root", "finished", "pushed", "raw"}
+    assert (status(spans["finished"]), outcome(spans["finished"])) == ("OK", "ok")
+    for name in ("root", "pushed", "raw"):
+        assert (status(spans[name]), outcome(spans[name])) == ("ERROR", "orphaned"), name
+        by = "SIGTERM" if way == "SIGTERM" else "exit"
+        assert spans[name].get_attribute("spanguard.orphaned_by") == by
+        assert spans[name].get_attribute("spanguard.opened_at").endswith("in leave_three_open")
+        assert spans[name].get_attribute("error_type") == raised
+    assert store.trace().info.state.value == "ERROR"
+
+
+def test_a_process_leaves_a_dead_server_within_the_bound(store: Store) -> None:
+    # The time limit of run() is the test: MLflow alone would retry for minutes.
+    returned, errors = run(
+        """
+        import socket
+        listener = socket.socket()  # takes connections and never answers
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(50)
+        mlflow.set_tracking_uri(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "300"
+        spanguard.limits(exit_seconds=1)
+        if spanguard._mlflow.mlflow.__version__.startswith("3.10."):
+            traced_span("root").__enter__()  # an end before the exit would wait in place
+        else:
+            leave_three_open()
+        sys.exit(5)
+        """,
+        store,
+    )
+    assert returned == 5, errors
+    assert "did not take all spans within the 1 seconds" in errors
+
+
+def test_a_signal_goes_on_to_the_handler_that_was_there_before(store: Store) -> None:
+    returned, errors = run(
+        """
+        def before(number, frame):
+            assert spanguard.open_spans() == []
+            sys.exit(7)
+        signal.signal(signal.SIGTERM, before)
+        assert spanguard.install_signal_handlers()
+        assert spanguard.install_signal_handlers()  # twice is once
+        leave_three_open()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+        """,
+        store,
+    )
+    assert returned == 7, errors
+    spans = store.spans()
+    assert spans["pushed"].get_attribute("spanguard.orphaned_by") == "SIGTERM"
+
+
+def test_a_signal_that_meets_a_held_lock_is_handled_when_it_is_free(store: Store) -> None:
+    returned, errors = run(
+        """
+        from spanguard import _registry
+        spanguard.install_signal_handlers()
+        leave_three_open()
+        with _registry._lock:
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("the handler has returned", flush=True)
+        time.sleep(60)
+        """,
+        store,
+    )
+    assert returned == -signal.SIGTERM, errors
+    assert status(store.spans()["root"]) == "ERROR"
+
+
+def test_handlers_are_refused_from_other_threads_and_leave_ignored_signals_ignored(
+    store: Store,
+) -> None:
+    returned, errors = run(
+        """
+        import warnings
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        assert spanguard.install_signal_handlers([signal.SIGHUP])
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            answers = [spanguard.install_signal_handlers([signal.SIGKILL])]
+            thread = threading.Thread(
+                target=lambda: answers.append(spanguard.install_signal_handlers())
+            )
+            thread.start()
+            thread.join()
+        assert answers == [False, False]
+        assert ["SIGKILL" in str(w.message) for w in caught] == [True, False]
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        """,
+        store,
+    )
+    assert returned == 0, errors
+
+
+def test_spans_of_threads_that_still_work_are_not_closed_too_early(store: Store) -> None:
+    returned, errors = run(
+        """
+        def work():
+            with traced_span("job"):
+                main.join()
+                time.sleep(0.2)
+        main = threading.main_thread()
+        threading.Thread(target=work).start()
+        """,
+        store,
+    )
+    assert returned == 0, errors
+    span = store.spans()["job"]
+    assert (status(span), outcome(span)) == ("OK", "ok")
+
+
+def test_the_wait_at_exit_is_checked() -> None:
+    for wrong in (-1, "soon", float("nan")):
+        with pytest.raises(ValueError, match="exit_seconds"):
+            spanguard.limits(exit_seconds=wrong)  # type: ignore[arg-type]
