@@ -381,7 +381,6 @@ def active_span() -> LiveSpan | None:
     return mlflow.get_current_active_span()
 
 
-
 def add_to_trace(trace_id: str, tags: dict[str, str], metadata: dict[str, str]) -> None:
     """Add tags and metadata to a trace in memory; what it has already stays."""
     with _trace_manager().get_trace(trace_id) as trace:
