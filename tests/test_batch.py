@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
 import multiprocessing
 import os
+import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
@@ -201,6 +204,28 @@ def test_no_more_are_in_flight_than_asked_for(max_in_flight: int | None, most: i
     assert ahead == most
 
 
+def test_inputs_are_let_go_of(executor: Executor | None) -> None:
+    class Item:
+        pass
+
+    alive: weakref.WeakSet[Item] = weakref.WeakSet()
+    most = 0
+
+    def pull() -> Iterator[Item]:
+        nonlocal most
+        for _ in range(30):
+            item = Item()
+            alive.add(item)
+            most = max(most, len(alive))
+            yield item
+
+    batch = trace_batch(pull(), id, name="batch", executor=executor)
+    gc.collect()
+    assert len(batch) == 30
+    assert len(alive) == 0
+    assert most <= 12
+
+
 def test_results_come_in_input_order_however_they_end() -> None:
     second_done = threading.Event()
 
@@ -262,6 +287,27 @@ def test_an_interrupt_stops_also_where_failures_are_recorded(
         trace_batch(itertools.count(), work, name="batch", executor=executor)
     assert outcome(root_of(store)) == outcome(children(store)[0]) == "interrupted"
     assert spanguard.open_spans() == []
+
+
+def test_ctrl_c_while_waiting_stops_the_batch(store: Store) -> None:
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def work(n: int) -> None:
+        if n == 1:
+            signal.pthread_kill(main, signal.SIGINT)
+
+    with ThreadPoolExecutor(2) as pool:
+        with pytest.raises(KeyboardInterrupt):
+            trace_batch(waiting_after(2), work, name="batch", executor=pool, max_in_flight=8)
+    assert outcome(root_of(store)) == "interrupted"
+    assert spanguard.open_spans() == []
+
+
+def waiting_after(count: int) -> Iterator[int]:
+    yield from range(count)
+    threading.Event().wait(30)
+    raise AssertionError("not interrupted")
 
 
 def test_stopping_cancels_what_has_not_begun_and_waits_for_what_runs(store: Store) -> None:

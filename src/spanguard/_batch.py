@@ -190,29 +190,36 @@ class _Batch:
         job: _Job,
         executor: Executor | None,
         max_in_flight: int,
+        *,
         stops_at_failure: bool,
-        namer: Callable[[Any], str],
-        advance: Callable[[], object],
     ) -> None:
-        self.outcomes: dict[int, ItemOutcome[Any]] = {}
-        self.processed = 0
         self.broken: BaseException | None = None
-        self._stopped_by: BaseException | None = None
+        self._outcomes: dict[int, ItemOutcome[Any]] = {}
+        self._processed = 0
         self._job = job
+        # Taken along here: the batch's span is the ambient one.
         self._call: Callable[..., _Ended] = job if executor is None else carry(job)
         self._executor = executor
         self._max_in_flight = max_in_flight
         self._stops_at_failure = stops_at_failure
-        self._namer = namer
-        self._advance = advance
+        self._stopped_by: BaseException | None = None
         self._pending: dict[Future[_Ended], tuple[int, str, Any]] = {}
         self._done: SimpleQueue[Future[_Ended]] = SimpleQueue()
+        self._advance: Callable[[], object] = lambda: None
 
-    def run(self, items: Iterable[Any], *, is_sized: bool) -> None:
+    def run(
+        self,
+        items: Iterable[Any],
+        name_of: Callable[[Any], str],
+        advance: Callable[[], object],
+        *,
+        is_sized: bool,
+    ) -> None:
         """Run every item. At an exception, leave nothing running, and pass it through."""
+        self._advance = advance
         try:
             for index, item in enumerate(items):
-                self._begin(index, self._namer(item), item)
+                self._begin(index, name_of(item), item)
                 while self._take(wait=len(self._pending) >= self._max_in_flight):
                     pass
                 self._raise_if_stopped()
@@ -225,6 +232,19 @@ class _Batch:
             self._stop()
             raise
 
+    def result(self) -> BatchResult[Any]:
+        """Return the outcomes in input order."""
+        return BatchResult(self._outcomes[index] for index in sorted(self._outcomes))
+
+    def counts(self) -> dict[str, Any]:
+        """Return the root span's outputs."""
+        total = len(self._outcomes)
+        return {
+            "processed_count": self._processed,
+            "failed_count": total - self._processed,
+            "success_rate": _rate(self._processed, total),
+        }
+
     def _raise_if_stopped(self) -> None:
         if self._stopped_by is not None:
             raise self._stopped_by
@@ -236,15 +256,6 @@ class _Batch:
                 del self._pending[future]
         while self._take(wait=True):
             pass
-
-    def counts(self) -> dict[str, Any]:
-        """Return the root span's outputs."""
-        total = len(self.outcomes)
-        return {
-            "processed_count": self.processed,
-            "failed_count": total - self.processed,
-            "success_rate": _rate(self.processed, total),
-        }
 
     def _begin(self, index: int, name: str, item: Any) -> None:
         if self._executor is None:
@@ -296,8 +307,8 @@ class _Batch:
         self._settle(ItemOutcome(index, None, error, False))
 
     def _settle(self, outcome: ItemOutcome[Any]) -> None:
-        self.outcomes[outcome.index] = outcome
-        self.processed += outcome.ok
+        self._outcomes[outcome.index] = outcome
+        self._processed += outcome.ok
         with contained("showing progress"):
             self._advance()
         error = outcome.error
@@ -383,28 +394,24 @@ def trace_batch(
     )
     kinds = SpanRequest(("expected",), expected=expected).expected
     opened = open_span(request)
+    batch = _Batch(
+        _Job(fn, kinds, strict),
+        executor,
+        max_in_flight or _default_in_flight(executor),
+        stops_at_failure=on_error == "raise",
+    )
     raised: BaseException | None = None
-    batch: _Batch | None = None
     try:
         with _progress_bar(progress, opened.name, total) as advance:
-            batch = _Batch(
-                _Job(fn, kinds, strict),
-                executor,
-                max_in_flight or _default_in_flight(executor),
-                on_error == "raise",
-                _namer(item_name, fn, strict),
-                advance,
-            )
-            batch.run(items, is_sized=total is not None)
+            names = _namer(item_name, fn, strict)
+            batch.run(items, names, advance, is_sized=total is not None)
     except BaseException as error:
         raised = error
         raise
     finally:
-        if batch is not None:
-            _record.outputs(opened.live, batch.counts())
-            raised = raised or batch.broken
-        opened.finish(raised)
-    return BatchResult(batch.outcomes[index] for index in sorted(batch.outcomes))
+        _record.outputs(opened.live, batch.counts())
+        opened.finish(raised or batch.broken)
+    return batch.result()
 
 
 def _check(fn: Any, on_error: Any, max_in_flight: Any) -> None:

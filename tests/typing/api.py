@@ -123,5 +123,5 @@ assert_type(batch.success_rate, float)
 for outcome in batch:
     assert_type(outcome.result, int | None)
     assert_type(outcome.error, BaseException | None)
-trace_batch([1], length, name="batch")  # type: ignore[list-item]  # pyright: ignore
+trace_batch([1], length, name="batch")  # type: ignore[arg-type]  # pyright: ignore
 trace_batch(["a"], length, name="batch", on_error="skip")  # type: ignore[arg-type]  # pyright: ignore
