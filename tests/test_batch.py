@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
+import mlflow
 import pytest
 from mlflow.entities import Span
 
 import spanguard
 from spanguard import trace_batch, traced_span
+from tests.conftest import reset_tracing
 from tests.store import Store, outcome, own_attributes, status
 
 
@@ -100,6 +102,41 @@ def test_a_batch_nests_under_the_ambient_span(store: Store, executor: Executor |
     inners = {span.name: span.parent_id for span in spans if span.name.startswith("inner ")}
     assert inners == {"inner 1": items[0].span_id, "inner 2": items[1].span_id}
     assert len(spans) == 1 + 1 + 2 + 2 + 2
+
+
+def test_items_belong_to_the_batch_whatever_the_iterable_holds_open(
+    store: Store, executor: Executor | None
+) -> None:
+    def pull() -> Iterator[int]:
+        with traced_span("reading"):
+            yield from (1, 2, 3)
+
+    trace_batch(pull(), invert, name="batch", executor=executor)
+    spans = store.trace().data.spans
+    root = root_of(store)
+    assert sorted(s.name for s in spans if s.parent_id == root.span_id) == ["invert"] * 3 + [
+        "reading"
+    ]
+
+
+def test_without_tracing_the_work_is_done(store: Store, executor: Executor | None) -> None:
+    mlflow.tracing.disable()
+    try:
+        batch = trace_batch([1, 0, 2], invert, name="batch", executor=executor)
+    finally:
+        mlflow.tracing.enable()
+    assert [item.result for item in batch] == [12, None, 6]
+    assert store.traces() == []
+
+
+def test_a_batch_that_is_sampled_out_leaves_no_items(
+    store: Store, executor: Executor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACE_SAMPLING_RATIO", "0")
+    reset_tracing()
+    batch = trace_batch([1, 0, 2], invert, name="batch", executor=executor)
+    assert len(batch.succeeded) == 2
+    assert store.traces() == []
 
 
 def test_an_empty_batch_succeeded(store: Store, executor: Executor | None) -> None:

@@ -172,6 +172,13 @@ def _crossing(error: BaseException) -> _Ended:
     return _Ended(None, error, trace)
 
 
+def _record_loss(index: int, name: str, item: Any, error: BaseException) -> None:
+    """Record an item that its engine failed on, in its stead."""
+    with contained("recording an item that was lost"):
+        request = SpanRequest((name,), inputs=item, attributes={"item_id": index})
+        open_span(request, activate=False).close(error)
+
+
 class _WorkerTraceback(Exception):
     """The cause of an exception from another process: where it was raised there."""
 
@@ -197,8 +204,9 @@ class _Batch:
         self._outcomes: dict[int, ItemOutcome[Any]] = {}
         self._processed = 0
         self._job = job
-        # Taken along here: the batch's span is the ambient one.
-        self._call: Callable[..., _Ended] = job if executor is None else carry(job)
+        # Under the batch's span, ambient now, also where `items` holds a span open as it yields.
+        self._call = carry(job)
+        self._record_loss = carry(_record_loss)
         self._executor = executor
         self._max_in_flight = max_in_flight
         self._stops_at_failure = stops_at_failure
@@ -301,9 +309,7 @@ class _Batch:
         """Take down an item that the engine failed on: what its worker recorded is lost."""
         if isinstance(error, BrokenExecutor):
             self.broken = self.broken or error
-        with contained("recording an item that was lost"):
-            request = SpanRequest((name,), inputs=item, attributes={"item_id": index})
-            open_span(request, activate=False).close(error)
+        self._record_loss(index, name, item, error)
         self._settle(ItemOutcome(index, None, error, False))
 
     def _settle(self, outcome: ItemOutcome[Any]) -> None:
