@@ -4,6 +4,7 @@
 first steps; each name here has its own documentation.
 """
 
+from spanguard._batch import BatchResult, ItemOutcome, trace_batch
 from spanguard._carry import TraceContext, capture, carry
 from spanguard._config import (
     MAX_ATTRIBUTES,
@@ -40,10 +41,12 @@ __all__ = [
     "MAX_ATTRIBUTES",
     "MAX_MESSAGE_CHARS",
     "MAX_VALUE_CHARS",
+    "BatchResult",
     "DuplicateTraceIdError",
     "EmptyTraceStackError",
     "InvalidParentError",
     "InvalidSpanArgumentError",
+    "ItemOutcome",
     "Limits",
     "OpenSpan",
     "OrphanedSpanError",
@@ -66,6 +69,7 @@ __all__ = [
     "limits",
     "open_spans",
     "strict",
+    "trace_batch",
     "traced",
     "traced_span",
 ]

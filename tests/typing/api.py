@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
+
 import mlflow
 from mlflow.entities import LiveSpan
 from typing_extensions import assert_type
 
 import spanguard
 from spanguard import (
+    BatchResult,
+    ItemOutcome,
     OpenSpan,
     TraceStateManager,
     close_open_spans,
@@ -16,6 +20,7 @@ from spanguard import (
     limits,
     open_spans,
     strict,
+    trace_batch,
     traced_span,
 )
 
@@ -91,3 +96,32 @@ error = spanguard.OrphanedSpanError()
 assert_type(error.span_name, str | None)
 for orphan in error.spans:
     assert_type(orphan, OpenSpan)
+
+
+def length(item: str) -> int:
+    return len(item)
+
+
+batch = trace_batch(
+    ["a"],
+    length,
+    name="batch",
+    item_name=lambda item: item.upper(),
+    executor=ProcessPoolExecutor(),
+    on_error="raise",
+    progress=True,
+    max_in_flight=3,
+    span_type="CHAIN",
+    attributes={"k": 1},
+    expected=ValueError,
+    strict=True,
+)
+assert_type(batch, BatchResult[int])
+assert_type(batch[0], ItemOutcome[int])
+assert_type(batch.failed, tuple[ItemOutcome[int], ...])
+assert_type(batch.success_rate, float)
+for outcome in batch:
+    assert_type(outcome.result, int | None)
+    assert_type(outcome.error, BaseException | None)
+trace_batch([1], length, name="batch")  # type: ignore[arg-type]  # pyright: ignore
+trace_batch(["a"], length, name="batch", on_error="skip")  # type: ignore[arg-type]  # pyright: ignore
