@@ -55,10 +55,11 @@ def tracking_server() -> Iterator[str]:
         return
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         port = free_port()
+        command = f"mlflow server --workers 1 --host 127.0.0.1 --port {port}".split()
+        storage = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
+        storage += ["--default-artifact-root", f"{folder}/artifacts"]
         server = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-            + ["--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-            + ["--default-artifact-root", f"{folder}/artifacts"],
+            [sys.executable, "-m", *command, *storage],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 
 import mlflow
 
-from spanguard import traced_span
+from spanguard import traced, traced_span
 from tests.store import await_true
 
 
@@ -22,6 +23,11 @@ def job(number: int) -> int:
         with mlflow.start_span("step"):
             span.set_attribute("pid", os.getpid())
     return os.getpid()
+
+
+@traced
+def traced_job(number: int) -> int:
+    return 2 * number
 
 
 def at_once(work: Callable[[int], int], numbers: list[int]) -> None:
@@ -34,6 +40,10 @@ def at_once(work: Callable[[int], int], numbers: list[int]) -> None:
 
     with ThreadPoolExecutor(len(numbers)) as pool:
         list(pool.map(begin, numbers))
+
+
+def call_pickled(work: bytes, number: int) -> int:
+    return int(pickle.loads(work)(number))
 
 
 def failing_job(number: int) -> int:

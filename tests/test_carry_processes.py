@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import joblib
 import mlflow
 import pytest
@@ -319,6 +320,33 @@ def test_a_carried_function_pickles_by_plain_pickle(store: Store) -> None:
     trace = store.trace()
     assert trace.info.trace_id == root.trace_id
     assert_whole(trace, [1])
+
+
+def test_a_function_that_cloudpickle_ships_whole_stays_traced(
+    store: Store, spawned: ProcessPoolExecutor
+) -> None:
+    # As Dask, joblib and Ray do with what a script or a notebook defines.
+    @spanguard.traced(name="inner")
+    def double(number: int) -> int:
+        return 2 * number
+
+    class Doubler:
+        @spanguard.traced(name="method")
+        def double(self, number: int) -> int:
+            return double(number)
+
+    def work(number: int) -> int:
+        return Doubler().double(number)
+
+    with traced_span("root"):
+        for function in (double, work):
+            shipped = cloudpickle.dumps(carry(function))
+            assert spawned.submit(jobs.call_pickled, shipped, 2).result(60) == 4
+    trace = store.trace()
+    assert [span.outputs for span in named(trace, "inner")] == [4, 4]
+    assert [span.outputs for span in named(trace, "method")] == [4]
+    # What has a name goes by its name.
+    assert cloudpickle.loads(cloudpickle.dumps(jobs.traced_job)) is jobs.traced_job
 
 
 def test_what_crosses_is_strings(store: Store) -> None:
