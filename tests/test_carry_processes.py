@@ -28,7 +28,6 @@ from tests import jobs
 from tests.store import Store, await_true, outcome, status
 
 JOBS = 20
-ROOT = str(Path(__file__).parent.parent)
 
 
 def forkserver() -> Any:
@@ -55,16 +54,7 @@ def dask_client() -> Iterator[Any]:
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
-        # As an installed module would be: importable in the workers.
-        client.run(sys_path_append, ROOT)
         yield client
-
-
-def sys_path_append(path: str) -> None:
-    import sys
-
-    if path not in sys.path:
-        sys.path.append(path)
 
 
 def named(trace: Trace, name: str) -> list[Span]:
