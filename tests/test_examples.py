@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import mlflow
 import pytest
 from mlflow.entities import Span, Trace
 
 import spanguard
+from tests import jobs
 from tests.store import Store, outcome, status
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(name: str, store: Store) -> str:
-    """Run an example against the test's store and return what it printed."""
+def run(name: str, store: Store, uri: str | None = None) -> str:
+    """Run an example against the test's store, or another, and return what it printed."""
     environment = {
         **os.environ,
-        "MLFLOW_TRACKING_URI": store.uri,
+        "MLFLOW_TRACKING_URI": uri or store.uri,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "PYTHONPATH": str(Path(spanguard.__file__).parent.parent),
         "PYTHONIOENCODING": "utf-8",
@@ -43,7 +48,14 @@ def named(trace: Trace, name: str) -> list[Span]:
 
 
 def test_every_example_is_tested() -> None:
-    tested = {"quickstart.py", "long_lived_app.py", "migrate_from_raw_client.py"}
+    tested = {
+        "async_streaming.py",
+        "dask_batch.py",
+        "long_lived_app.py",
+        "migrate_from_raw_client.py",
+        "quickstart.py",
+        "threads_and_processes.py",
+    }
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -108,6 +120,102 @@ def test_migrate_from_raw_client(store: Store) -> None:
     for page in ("index", "news"):
         (fetched,) = named(trace, f"fetch {page}")
         assert (status(fetched), fetched.outputs) == ("OK", f"<h1>{page}</h1>")
+
+
+def test_threads_and_processes(store: Store) -> None:
+    printed = run("threads_and_processes.py", store)
+    trace = store.trace()
+    assert trace.info.state.value == "OK"
+    (root,) = named(trace, "count a site")
+    assert (root.parent_id, root.outputs) == (None, 12)
+    for stage, work, times in (
+        ("download all", "download", 3),
+        ("count all", "count_words", 3),
+        ("announce all", "announce", 2),
+    ):
+        (parent,) = named(trace, stage)
+        assert parent.parent_id == root.span_id
+        assert [span.parent_id for span in named(trace, work)] == [parent.span_id] * times
+    assert len(trace.data.spans) == 12
+    assert "12 spans in one trace" in printed
+    assert "announce all" in printed
+
+
+def test_async_streaming(store: Store) -> None:
+    printed = run("async_streaming.py", store)
+    trace = store.trace()
+    assert trace.info.state.value == "OK"
+    for reader, ending, words in (
+        ("patient reader", "ok", "Spans always close , once , in order ."),
+        ("impatient reader", "closed_early", "Spans always close"),
+    ):
+        (parent,) = named(trace, reader)
+        (answer,) = (span for span in named(trace, "answer") if span.parent_id == parent.span_id)
+        assert (status(answer), outcome(answer), answer.outputs) == ("OK", ending, words)
+        assert f"{reader}: OK, {ending}, '{words}'" in printed
+
+
+@pytest.fixture(scope="module")
+def dask_batch() -> Any:
+    """The Dask example as a module."""
+    pytest.importorskip("distributed")
+    spec = importlib.util.spec_from_file_location("dask_batch", EXAMPLES / "dask_batch.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def server(dask_batch: Any) -> Iterator[str]:
+    """The MLflow server that the Dask example starts."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("MLFLOW_TRACKING_URI", raising=False)
+        with dask_batch.tracking_server() as uri:
+            yield uri
+
+
+def test_dask_batch(store: Store, server: str) -> None:
+    printed = run("dask_batch.py", store, uri=server)
+    mlflow.set_tracking_uri(server)
+    trace = mlflow.get_trace(printed.split()[1].rstrip(":"))
+    assert trace.info.state.value == "OK"
+    (root,) = named(trace, "batch")
+    assert (root.parent_id, status(root)) == (None, "OK")
+    assert root.outputs == {"processed_count": 20, "sum": 2470.0}
+    scores = named(trace, "score")
+    assert sorted(span.inputs["item"] for span in scores) == list(range(20))
+    assert {span.parent_id for span in scores} == {root.span_id}
+    squares = named(trace, "square")
+    assert sorted(s.parent_id for s in squares) == sorted(s.span_id for s in scores)
+    assert "41 spans: {'batch': 1" in printed
+
+
+def test_a_dask_worker_dies_in_the_middle_of_a_batch(
+    store: Store, server: str, tmp_path: Path
+) -> None:
+    from distributed import Client, LocalCluster
+
+    mlflow.set_tracking_uri(server)
+    marker = tmp_path / "killed"
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=2, processes=True, dashboard_address=":0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        with spanguard.traced_span("batch") as root:
+            work = spanguard.carry(jobs.killed_once)
+            client.gather(client.map(work, range(20), marker=str(marker)))
+    assert marker.exists()
+    assert spanguard.flush(60)
+    trace = mlflow.get_trace(root.trace_id)
+    assert trace.info.state.value == "OK"
+    (found,) = named(trace, "batch")
+    assert (found.parent_id, status(found)) == (None, "OK")
+    # A job whose result was lost with the worker ran twice, and is there twice.
+    assert {span.inputs for span in named(trace, "job")} == set(range(20))
+    assert {span.parent_id for span in named(trace, "job")} == {root.span_id}
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

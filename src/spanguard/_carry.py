@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import Token
@@ -41,13 +42,14 @@ TRACEPARENT = "traceparent"
 _process_token = uuid.uuid4().hex  # a pid may be the same in the next container
 
 
-def _renew_process_token() -> None:
-    global _process_token
+def _renew_in_child() -> None:
+    global _destination_lock, _process_token
     _process_token = uuid.uuid4().hex
+    _destination_lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_process_token)
+    os.register_at_fork(after_in_child=_renew_in_child)
 
 
 # -- the value that travels ------------------------------------------------------------------------
@@ -333,8 +335,18 @@ def _open_span(context: TraceContext) -> Any:
     return _mlflow.otel_span(root)
 
 
+# MLflow names the new URI before it has let go of the old provider: a job in another thread
+# would take that one, and lose its spans.
+_destination_lock = threading.Lock()
+
+
 def _adopt_destination(context: TraceContext) -> None:
     """Send traces where they go in the process that a context comes from."""
+    with _destination_lock:
+        _adopt_destination_now(context)
+
+
+def _adopt_destination_now(context: TraceContext) -> None:
     uri = cast(str, context.tracking_uri)
     if _mlflow.tracking_uri() != uri and _registry.open_entries():
         # A change of the tracking URI would lose every trace that is open here.

@@ -299,9 +299,15 @@ class TracedFunction(wrapt.FunctionWrapper):  # type: ignore[type-arg, unused-ig
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # By name, as functions are: so ProcessPoolExecutor takes it, and it stays traced there.
-        if self.__wrapped__.__module__ == "__main__" and _pickled_by_value():
+        if _asked_by_cloudpickle() and not _has_name(self):
             return TracedFunction, (self.__wrapped__, self._self_options)
         return str(self.__wrapped__.__qualname__)
+
+    @property
+    def __class__(self) -> Any:
+        # A function to everyone, but cloudpickle would take a function apart and ship what is
+        # wrapped: to it, something that knows how it pickles.
+        return TracedFunction if _asked_by_cloudpickle() else self.__wrapped__.__class__
 
     def __reduce__(self) -> Any:
         return self.__reduce_ex__(2)
@@ -313,9 +319,14 @@ class TracedFunction(wrapt.FunctionWrapper):  # type: ignore[type-arg, unused-ig
         return self
 
 
-def _pickled_by_value() -> bool:
-    """Tell whether cloudpickle asks: it ships what is in __main__, where pickle ships a name."""
+def _asked_by_cloudpickle() -> bool:
+    """Tell whether the caller's caller is cloudpickle, with which Dask, joblib and Ray pickle."""
     return str(sys._getframe(2).f_globals.get("__name__", "")).startswith("cloudpickle")
+
+
+def _has_name(function: TracedFunction) -> bool:
+    """Tell whether another process finds it by name: not in __main__, a function or a lambda."""
+    return function.__module__ != "__main__" and "<" not in function.__qualname__
 
 
 def _trace_class(cls: type, options: Options) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from spanguard._registry import OpenSpan
@@ -98,6 +98,11 @@ class SpanguardError(Exception):
         self.span_name = span_name
         self.span_id = span_id
         self.trace_id = trace_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker's error goes back to who waits for its work; the site is code, and stays.
+        state = {name: value for name, value in self.__dict__.items() if name != "site"}
+        return type(self), self.args, state
 
 
 class OrphanedSpanError(SpanguardError):
