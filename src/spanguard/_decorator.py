@@ -303,8 +303,8 @@ class TracedFunction(wrapt.FunctionWrapper):  # type: ignore[type-arg, unused-ig
             return TracedFunction, (self.__wrapped__, self._self_options)
         return str(self.__wrapped__.__qualname__)
 
-    @property
-    def __class__(self) -> Any:
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # pyright: ignore
         # A function to everyone, but cloudpickle would take a function apart and ship what is
         # wrapped: to it, something that knows how it pickles.
         return TracedFunction if _asked_by_cloudpickle() else self.__wrapped__.__class__
