@@ -326,6 +326,15 @@ def test_an_interrupt_stops_also_where_failures_are_recorded(
     assert spanguard.open_spans() == []
 
 
+@pytest.fixture
+def ctrl_c_raises() -> Iterator[None]:
+    """As in a terminal: a suite that a shell started in the background ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_raises")
 def test_ctrl_c_while_waiting_stops_the_batch(store: Store) -> None:
     main = threading.main_thread().ident
     assert main is not None

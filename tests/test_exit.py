@@ -22,6 +22,9 @@ import os, signal, sys, threading, time
 import mlflow, spanguard
 from spanguard import TraceStateManager, traced_span
 
+# As in a terminal: what a shell started in the background ignores Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def leave_three_open():
     global block, manager
     block = traced_span("root")
@@ -205,6 +208,13 @@ def test_handlers_are_refused_from_other_threads_and_leave_ignored_signals_ignor
         store,
     )
     assert returned == 0, errors
+
+
+@pytest.mark.parametrize("undone", ["mlflow.tracing.reset()", "mlflow.tracing.disable()"])
+def test_an_exit_with_nothing_to_store_says_nothing(undone: str, store: Store) -> None:
+    returned, errors = run(f"with traced_span('x'): pass\nspanguard.flush()\n{undone}", store)
+    assert returned == 0
+    assert "did not take" not in errors
 
 
 def test_spans_of_threads_that_still_work_are_not_closed_too_early(store: Store) -> None:

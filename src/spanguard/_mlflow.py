@@ -697,10 +697,13 @@ def hand_over() -> None:
 
 
 def await_stored(seconds: float) -> bool:
-    """Wait until MLflow's export queue is empty, at most so long; tell whether it is."""
+    """Wait until MLflow's export queue is empty, at most so long; tell whether it is.
+
+    True where there is no queue, or none that is known: MLflow's own exit hook then waits for it.
+    """
     tasks = _pending_tasks()
     if tasks is None:
-        return exports_in_place()
+        return True
     with tasks.all_tasks_done:
         return bool(
             tasks.all_tasks_done.wait_for(lambda: not tasks.unfinished_tasks, max(seconds, 0.0))
