@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
 from spanguard import _exit, _mlflow, _registry
+from spanguard._block import Block
 from spanguard._config import is_strict, strict_as_before, strict_here
 from spanguard._context import Ambient, ambient_span
 from spanguard._findings import contained, settle
@@ -252,7 +253,7 @@ def capture() -> TraceContext:
 # -- being elsewhere -------------------------------------------------------------------------------
 
 
-class Attachment:
+class Attachment(Block[None]):
     """The with-block of `TraceContext.attach`. Good for one block."""
 
     __slots__ = ("_before", "_context", "_remote", "_strict")
@@ -308,17 +309,6 @@ class Attachment:
             if token is not None:
                 strict_as_before(token)
 
-    async def __aenter__(self) -> None:
-        self.__enter__()
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.__exit__(exc_type, exc, traceback)
-
 
 def _open_span(context: TraceContext) -> Any:
     """Return what is open here of the span that a context names: itself, or its trace's root."""
@@ -342,23 +332,19 @@ _destination_lock = threading.Lock()
 
 def _adopt_destination(context: TraceContext) -> None:
     """Send traces where they go in the process that a context comes from."""
-    with _destination_lock:
-        _adopt_destination_now(context)
-
-
-def _adopt_destination_now(context: TraceContext) -> None:
     uri = cast(str, context.tracking_uri)
-    if _mlflow.tracking_uri() != uri and _registry.open_entries():
-        # A change of the tracking URI would lose every trace that is open here.
-        lost = TraceLostError(
-            "A carried call comes from a process with another tracking URI, and spans of this "
-            "process are open: its spans go to this process's own store. Give both processes the "
-            "same tracking URI.",
-            trace_id=context.trace_id,
-        )
-        settle([lost], strict=False, raised=None, site=user_site(2))
-        return
-    _mlflow.adopt_destination(uri, context.experiment_id)
+    with _destination_lock:
+        if _mlflow.tracking_uri() == uri or not _registry.open_entries():
+            _mlflow.adopt_destination(uri, context.experiment_id)
+            return
+    # A change of the tracking URI would lose every trace that is open here.
+    lost = TraceLostError(
+        "A carried call comes from a process with another tracking URI, and spans of this "
+        "process are open: its spans go to this process's own store. Give both processes the "
+        "same tracking URI.",
+        trace_id=context.trace_id,
+    )
+    settle([lost], strict=False, raised=None, site=user_site(2))
 
 
 class _RemoteWork:

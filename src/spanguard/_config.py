@@ -33,7 +33,6 @@ MAX_MESSAGE_CHARS = 10_000
 MAX_ATTRIBUTES = 96
 """Attributes on one span. MLflow keeps 128 and drops the oldest, its own trace id first."""
 
-
 EXIT_SECONDS = 30.0
 """Seconds that the exit of the process, or a handled signal, waits for the store."""
 

@@ -174,7 +174,7 @@ def close_and_flush(orphaned_by: str, seconds: float, raised: BaseException | No
     else:
         with contained("closing what is open at the end"):
             close_all(orphaned_by, raised=raised)
-    if not _flush_at_exit(deadline):
+    if not _is_stored_by(deadline, in_place=in_place):
         logger.warning(
             "The store did not take all spans within the %g seconds that the exit waits for it; "
             "the rest is lost. limits(exit_seconds=...) sets that time.",
@@ -184,8 +184,8 @@ def close_and_flush(orphaned_by: str, seconds: float, raised: BaseException | No
             _mlflow.let_go_at_exit()
 
 
-def _flush_at_exit(deadline: float) -> bool:
-    if _mlflow.exports_in_place():
+def _is_stored_by(deadline: float, *, in_place: bool) -> bool:
+    if in_place:
         return time.monotonic() < deadline
     _bounded(_mlflow.hand_over, deadline - time.monotonic())
     with contained("waiting for the store at exit"):

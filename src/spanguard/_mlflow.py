@@ -31,10 +31,10 @@ touch                                          reason; without it
                                                without: a carried span starts a trace of its own
 `tracking.fluent._active_experiment_id`        the experiment in force, without asking the store;
                                                without: `set_experiment` in a worker process
-`concurrent.futures.thread._threads_queues`,    the exit of the process must not wait for a dead
-`_worker_threadpool`, `_at_exit_callback`       server; without: it waits as long as MLflow does
-the provider, its once-flags, `_atexit_handler`,  after a fork the child must not touch what the
-the exporter's queue flags, the stores' engines  parent's threads held locked; without: what is
+`concurrent.futures.thread._threads_queues`,   the exit of the process must not wait for a dead
+`_worker_threadpool`, `_at_exit_callback`      server; without: it waits as long as MLflow does
+the provider, its once-flags and exit hook,    after a fork the child must not touch what the
+the exporter's queue, the stores' engines      parent's threads held locked; without: what is
                                                missing stays as MLflow leaves it after a fork
 `tracer.id_generator`                          a chosen trace id; without: the id is not chosen
 =============================================  ==================================================
@@ -259,8 +259,7 @@ def watch(processor: SpanProcessor) -> bool:
             return False
         if current is _watched:
             return False
-        active = current._active_span_processor
-        if processor not in active._span_processors:
+        if processor not in _processors_of(current):
             current.add_span_processor(processor)
         _tracer = _provider_module._get_tracer(_provider_module.__name__)
         _watched = current
@@ -518,6 +517,7 @@ def _optional(module: str, name: str) -> Any:
 
 _encoder = _optional("mlflow.tracing.utils", "TraceJSONEncoder") or _PlainEncoder
 _user_context = _optional("mlflow.tracing.context", "_USER_TRACE_CONTEXT")  # 3.10 has none
+_make_trace_id = _optional("mlflow.tracing.utils", "generate_mlflow_trace_id_from_otel_trace_id")
 _attachment = _optional("mlflow.tracing.attachments", "Attachment")  # MLflow 3.10 has none
 
 
@@ -631,8 +631,9 @@ def remote_span(traceparent: str) -> OtelSpan | None:
 
 def mlflow_trace_id_of(otel_trace_id: int) -> str:
     """Return the id that MLflow gives to a trace with this OpenTelemetry trace id."""
-    make = _optional("mlflow.tracing.utils", "generate_mlflow_trace_id_from_otel_trace_id")
-    return str(make(otel_trace_id)) if make is not None else f"tr-{otel_trace_id:032x}"
+    if _make_trace_id is None:
+        return f"tr-{otel_trace_id:032x}"
+    return str(_make_trace_id(otel_trace_id))
 
 
 _remote_lock = threading.Lock()

@@ -316,26 +316,28 @@ def left_open_finding(
 def left_behind_finding(closed: list[tuple[OpenSpan, Site]]) -> list[SpanguardError]:
     """Make one finding of what work for another process left open."""
     found = f"Work carried from another process ended with {len(closed)} open"
-    return _orphans(None, closed, OrphanedSpanError, found)
+    outermost = closed[-1][0] if closed else None
+    return _orphans(outermost, closed, OrphanedSpanError, found)
 
 
 def _orphans(
-    opened: OpenedSpan | None,
+    about: OpenedSpan | OpenSpan | None,
     closed: list[tuple[OpenSpan, Site]],
     kind: type[OrphanedSpanError],
     found: str,
 ) -> list[SpanguardError]:
-    if not closed:
+    if not closed or about is None:
         return []
+    identity: Any = about.live if isinstance(about, OpenedSpan) else about
     spans = [span for span, _ in closed]
     listed = "; ".join(str(span) for span in spans[:5])
     more = f"; and {len(spans) - 5} more" if len(spans) > 5 else ""
     finding = kind(
         f"{found}: {listed}{more}. Closed as ERROR, orphaned. End each span where its work ends, "
         "or open it with traced_span.",
-        span_name=opened.name if opened is not None else spans[-1].name,
-        span_id=opened.live.span_id if opened is not None else spans[-1].span_id,
-        trace_id=opened.live.trace_id if opened is not None else spans[-1].trace_id,
+        span_name=about.name,
+        span_id=identity.span_id,
+        trace_id=identity.trace_id,
     )
     finding.spans = spans
     # The warning points at the line that leaked, not at the one that noticed.

@@ -78,6 +78,7 @@ class _Handler:
         self._number = number
         self._before = before
         self._closing: threading.Thread | None = None
+        self._has_closed = threading.Event()
         self._may_raise_again = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any, overload
 from mlflow.entities import LiveSpan
 
 from spanguard import _exit, _experiments, _mlflow, _record, _registry
+from spanguard._block import Block
 from spanguard._config import is_strict
 from spanguard._context import ambient_span
 from spanguard._findings import contained, internal_error, settle
@@ -216,7 +217,7 @@ def _record_start(
 # -- the block ---------------------------------------------------------------------------------
 
 
-class traced_span:
+class traced_span(Block[LiveSpan]):
     """Open a span for the length of a with-block; it always closes, in order, with a status.
 
     The span nests under the ambient span, whichever API opened that, and is itself the ambient
@@ -317,17 +318,6 @@ class traced_span:
         opened, self._opened = self._opened, None
         if opened is not None:
             opened.finish(exc)
-
-    async def __aenter__(self) -> LiveSpan:
-        return self.__enter__()
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.__exit__(exc_type, exc, traceback)
 
 
 def current_span() -> LiveSpan | None:

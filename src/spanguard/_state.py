@@ -14,6 +14,7 @@ from typing import Any, Literal
 from mlflow.entities import LiveSpan
 
 from spanguard import _registry
+from spanguard._block import Block
 from spanguard._config import is_strict
 from spanguard._context import pushed
 from spanguard._findings import settle
@@ -401,7 +402,7 @@ class TraceStateManager:
             settle(findings, strict=self._strict, raised=None, site=user_site(2))
 
 
-class PushedBlock:
+class PushedBlock(Block[LiveSpan]):
     """The with-block of `TraceStateManager.trace`."""
 
     __slots__ = ("_kwargs", "_manager", "_name", "_pushed")
@@ -430,17 +431,6 @@ class PushedBlock:
         pushed, self._pushed = self._pushed, None
         if pushed is not None:
             self._manager._leave(*pushed, exc)
-
-    async def __aenter__(self) -> LiveSpan:
-        return self.__enter__()
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.__exit__(exc_type, exc, traceback)
 
 
 def _standing(frame: _Frame | None) -> _Frame | None:
