@@ -6,7 +6,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,15 @@ def killed_once(number: int, marker: str) -> int:
         Path(marker).touch()
         killed_mid_job(number)
     return job(number)
+
+
+def job_by_job(count: int) -> Iterator[int]:
+    for number in range(count):
+        yield job(number)
+
+
+def exhaust(generate: Callable[[int], Iterator[int]], count: int) -> list[int]:
+    return list(generate(count))
 
 
 def leaking_job(number: int) -> None:

@@ -17,6 +17,7 @@ from mlflow.entities import Trace
 
 import spanguard
 from spanguard import TraceContext, TraceStateManager, capture, carry, current_span, traced_span
+from spanguard._config import is_strict
 from spanguard.exceptions import InvalidSpanArgumentWarning, OrphanedSpanWarning
 from tests.store import Store, status
 
@@ -150,6 +151,90 @@ def test_run_in_executor(store: Store) -> None:
 
     asyncio.run(main())
     assert parents(store.trace())["job"] == "root"
+
+
+# -- generators --------------------------------------------------------------------------------
+
+
+def items(count: int) -> Any:
+    for number in range(count):
+        with traced_span(f"item {number}"):
+            received = yield number
+        assert received is None or received == "go on"
+    return "done"
+
+
+def test_a_carried_generator_runs_its_body_under_the_span_and_its_consumer_not(
+    store: Store,
+) -> None:
+    seen: list[Any] = []
+
+    def consume() -> None:
+        with traced_span("consumer") as consumer:
+            for number in work(2):
+                seen.append((number, current_span() is not None))
+                with traced_span(f"of the consumer {number}"):
+                    pass
+                assert spanguard.current_span().span_id == consumer.span_id  # type: ignore[union-attr]
+
+    with traced_span("root"):
+        work = carry(items)
+        in_thread(consume)
+    assert seen == [(0, True), (1, True)]
+    found: dict[str, str | None] = {}
+    for trace in store.traces():
+        found |= parents(trace)
+    assert (found["item 0"], found["item 1"]) == ("root", "root")
+    assert (found["of the consumer 0"], found["of the consumer 1"]) == ("consumer", "consumer")
+
+
+def test_a_carried_generator_takes_its_place_along_from_thread_to_thread(store: Store) -> None:
+    with traced_span("root"):
+        generator = in_thread(carry(items), 3)
+        assert in_thread(next, generator) == 0
+        assert in_thread(generator.send, "go on") == 1
+        assert in_thread(current_span) is None
+        assert list(generator) == [2]
+    assert set(parents(store.trace()).values()) == {None, "root"}
+    assert len(store.trace().data.spans) == 4
+
+
+def test_a_carried_generator_that_is_dropped_leaves_its_context(store: Store) -> None:
+    def consume() -> Any:
+        for _ in work(2):
+            break
+        return current_span()
+
+    with traced_span("root"):
+        work = carry(items)
+        assert in_thread(consume) is None
+    assert parents(store.trace())["item 0"] == "root"
+
+
+def test_a_carried_async_generator_runs_its_body_under_the_span(store: Store) -> None:
+    async def numbers() -> Any:
+        for number in range(2):
+            with traced_span(f"item {number}"):
+                yield number
+                await asyncio.sleep(0)
+
+    async def consume() -> list[Any]:
+        return [(number, current_span()) async for number in work()]
+
+    with traced_span("root"):
+        work = carry(numbers)
+        assert in_thread(asyncio.run, consume()) == [(0, None), (1, None)]
+    assert set(parents(store.trace()).values()) == {None, "root"}
+
+
+@pytest.mark.parametrize("wrap", [carry, spanguard.traced])
+def test_strictness_inside_a_generator_stays_in_it(store: Store, wrap: Any) -> None:
+    def numbers() -> Any:
+        with spanguard.strict():
+            yield is_strict()
+            yield is_strict()
+
+    assert [(inner, is_strict()) for inner in wrap(numbers)()] == [(True, False)] * 2
 
 
 # -- the callable ------------------------------------------------------------------------------

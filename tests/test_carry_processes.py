@@ -21,7 +21,6 @@ import joblib
 import mlflow
 import pytest
 from mlflow.entities import Span, Trace
-from packaging.version import Version
 
 import spanguard
 from spanguard import carry, traced_span
@@ -56,6 +55,18 @@ def dask_client() -> Iterator[Any]:
         distributed.Client(cluster) as client,
     ):
         yield client
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    ray = pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # or it writes a token into the user's home
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # its workers import tests.jobs
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield ray
+        ray.shutdown()
 
 
 def named(trace: Trace, name: str) -> list[Span]:
@@ -116,7 +127,22 @@ def by_dask_executor(request: pytest.FixtureRequest) -> list[int]:
     return run_in(request.getfixturevalue("dask_client").get_executor())
 
 
-ENGINES = [by_threads, by_spawn, by_forkserver, by_fork, by_joblib, by_dask, by_dask_executor]
+def by_ray(request: pytest.FixtureRequest) -> list[int]:
+    ray = request.getfixturevalue("ray")
+    task = ray.remote(carry(jobs.job))
+    return list(ray.get([task.remote(number) for number in range(JOBS)]))
+
+
+ENGINES = [
+    by_threads,
+    by_spawn,
+    by_forkserver,
+    by_fork,
+    by_joblib,
+    by_dask,
+    by_dask_executor,
+    by_ray,
+]
 
 
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.__name__)
@@ -172,6 +198,13 @@ def test_the_threads_of_a_worker_change_to_another_store_together(
         numbers = list(range(8))
         spawned.submit(jobs.at_once, carry(jobs.job), numbers).result(60)
     assert_whole(store.trace(), numbers)
+
+
+def test_a_generator_in_another_process(store: Store, spawned: ProcessPoolExecutor) -> None:
+    with traced_span("root"):
+        pids = spawned.submit(jobs.exhaust, carry(jobs.job_by_job), 3).result(60)
+    assert len(pids) == 3
+    assert_whole(store.trace(), [0, 1, 2])
 
 
 # -- how a worker ends -----------------------------------------------------------------------------
@@ -283,10 +316,6 @@ def test_dask_runs_a_call_again_for_another_trace(store: Store, dask_client: Any
         assert_whole(trace, [1])
 
 
-@pytest.mark.skipif(
-    Version(mlflow.__version__) < Version("3.12"),
-    reason="failed once in two runs on MLflow 3.10 on a busy machine; the cause is not found yet",
-)
 def test_dask_repeats_the_jobs_of_a_worker_that_dies(
     store: Store, tmp_path: Path, dask_client: Any
 ) -> None:
@@ -302,6 +331,24 @@ def test_dask_repeats_the_jobs_of_a_worker_that_dies(
     # A job whose result was lost with the worker ran twice, and is there twice.
     assert {span.inputs for span in named(trace, "job")} == set(range(JOBS))
     assert {span.parent_id for span in named(trace, "job")} == {root.span_id}
+
+
+# -- Ray -------------------------------------------------------------------------------------------
+
+
+def test_ray_takes_traced_functions_and_carried_generators(store: Store, ray: Any) -> None:
+    @spanguard.traced
+    def double(number: int) -> int:
+        return 2 * number
+
+    assert ray.remote(double)._function is double
+    with traced_span("root"):
+        assert ray.get(ray.remote(carry(double)).remote(2)) == 4
+        items = ray.remote(carry(jobs.job_by_job)).remote(3)
+        assert len([ray.get(item) for item in items]) == 3
+    trace = store.trace()
+    assert [span.outputs for span in named(trace, "double")] == [4]
+    assert sorted(span.inputs for span in named(trace, "job")) == [0, 1, 2]
 
 
 # -- pickle ----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import Token
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
 from spanguard import _exit, _mlflow, _registry
@@ -22,7 +22,10 @@ from spanguard._block import Block
 from spanguard._config import is_strict, strict_as_before, strict_here
 from spanguard._context import Ambient, ambient_span
 from spanguard._findings import contained, settle
+from spanguard._generators import Recorder, TracedAsyncGenerator, TracedGenerator
 from spanguard._opened import left_behind_finding
+from spanguard._outcome import Outcome
+from spanguard._pickling import asked_by_cloudpickle
 from spanguard._registry import RemoteParent
 from spanguard._site import user_site
 from spanguard.exceptions import InvalidSpanArgumentError, TraceLostError
@@ -408,6 +411,12 @@ class Carried:
     def __reduce__(self) -> Any:
         return type(self), (self._function, self._context)
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # pyright: ignore
+        # A function where the function is one: Ray takes nothing else.
+        is_function = isinstance(self._function, FunctionType) and not asked_by_cloudpickle()
+        return FunctionType if is_function else type(self)
+
     def __getattr__(self, name: str) -> Any:
         # What inspect and frameworks look at: __code__, __defaults__, attributes of the user's.
         if name in ("_function", "_context"):  # before __init__, as in copying
@@ -426,13 +435,46 @@ class CarriedCoroutineFunction(Carried):
             return await cast("Awaitable[Any]", self._function(*args, **kwargs))
 
 
+class CarriedGeneratorFunction(Carried):
+    """The same for generator functions: the span is ambient while the body runs, step by step."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        recorder = Recorder(lambda: _AttachedBody(self._context))
+        return TracedGenerator(self._function(*args, **kwargs), recorder)
+
+
+class CarriedAsyncGeneratorFunction(Carried):
+    """The same for async generator functions."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        recorder = Recorder(lambda: _AttachedBody(self._context))
+        return TracedAsyncGenerator(self._function(*args, **kwargs), recorder)
+
+
+class _AttachedBody:
+    """A generator's body under an attached context: what the drive opens in place of a span."""
+
+    __slots__ = ("_attachment",)
+
+    def __init__(self, context: TraceContext) -> None:
+        self._attachment = context.attach()
+        self._attachment.__enter__()
+
+    def finish(self, raised: BaseException | None) -> None:
+        self._attachment.__exit__(None if raised is None else type(raised), raised, None)
+
+    def finish_as(self, outcome: Outcome) -> None:
+        self.finish(None)
+
+
 def carry(fn: Callable[P, R]) -> Callable[P, R]:
     """Return a callable that runs `fn` elsewhere under the span that is current now.
 
     One form for every engine: `pool.submit(carry(work), x)`, `dask_client.submit(carry(work),
     x)`, a thread's target, `run_in_executor`, `multiprocessing`, joblib. It pickles wherever
-    `fn` does. Coroutine functions stay coroutine functions. What it takes along is strings: the
-    span's ids, the tracking URI, the experiment, strictness; the worker needs no set-up.
+    `fn` does. Coroutine functions stay coroutine functions. The body of a generator runs under the
+    span step by step, and what consumes it does not. What it takes along is strings: the span's
+    ids, the tracking URI, the experiment, strictness; the worker needs no set-up.
 
     It opens no span itself: spans that `fn` opens, by whichever API, nest under the captured
     one. In another process they are in the store before `fn`'s result goes back, which waits for
@@ -453,12 +495,19 @@ def carry(fn: Callable[P, R]) -> Callable[P, R]:
     """
     if not callable(fn):
         raise TypeError(f"carry() takes a callable, not a {type(fn).__name__}.")
-    kind = CarriedCoroutineFunction if _is_coroutine_function(fn) else Carried
-    return cast("Callable[P, R]", kind(fn, capture()))
+    return cast("Callable[P, R]", _kind_of(fn)(fn, capture()))
 
 
-def _is_coroutine_function(fn: Any) -> bool:
-    inner = inspect.unwrap(fn) if not isinstance(fn, functools.partial) else fn
-    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(
-        inspect.getattr_static(type(inner), "__call__", None)
-    )
+def _kind_of(fn: Any) -> type[Carried]:
+    function = inspect.unwrap(fn) if not isinstance(fn, functools.partial) else fn
+    for is_kind, kind in _KINDS:
+        if is_kind(function) or is_kind(inspect.getattr_static(type(function), "__call__", None)):
+            return kind
+    return Carried
+
+
+_KINDS: tuple[tuple[Callable[[Any], bool], type[Carried]], ...] = (
+    (inspect.iscoroutinefunction, CarriedCoroutineFunction),
+    (inspect.isgeneratorfunction, CarriedGeneratorFunction),
+    (inspect.isasyncgenfunction, CarriedAsyncGeneratorFunction),
+)

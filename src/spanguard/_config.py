@@ -14,6 +14,7 @@ __all__ = [
     "MAX_MESSAGE_CHARS",
     "MAX_VALUE_CHARS",
     "Limits",
+    "context_strict",
     "current_limits",
     "is_strict",
     "limits",
@@ -71,7 +72,7 @@ class StrictSetting:
 
 
 _process_setting: StrictSetting | None = None
-_context_strict: ContextVar[bool | None] = ContextVar("spanguard_strict", default=None)
+context_strict: ContextVar[bool | None] = ContextVar("spanguard_strict", default=None)
 
 
 def strict(enabled: bool = True) -> StrictSetting:
@@ -92,13 +93,13 @@ def strict(enabled: bool = True) -> StrictSetting:
 
 def strict_here(enabled: bool) -> Token[bool | None]:
     """Set strictness in this context; `strict_as_before` takes it back."""
-    return _context_strict.set(enabled)
+    return context_strict.set(enabled)
 
 
 def strict_as_before(token: Token[bool | None]) -> None:
     """Take back what `strict_here` has set. In another context, which never saw it: nothing."""
     try:
-        _context_strict.reset(token)
+        context_strict.reset(token)
     except ValueError:
         pass
 
@@ -107,7 +108,7 @@ def is_strict(override: bool | None = None) -> bool:
     """Tell whether a broken rule raises here: argument, block, process, environment, in order."""
     if override is not None:
         return bool(override)
-    in_context = _context_strict.get()
+    in_context = context_strict.get()
     if in_context is not None:
         return in_context
     if _process_setting is not None:

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from typing import Any, cast
 
 from spanguard import _mlflow
+from spanguard._config import context_strict
 from spanguard._mlflow import OtelSpan
 
 __all__ = ["Ambient", "BodyContext", "StandIn", "ambient_span", "pushed"]
@@ -105,29 +106,32 @@ pushed: ContextVar[Any] = ContextVar("spanguard_pushed", default=None)
 
 
 class BodyContext:
-    """What is ambient inside a generator's body, kept between its steps.
+    """What is ambient inside a generator's body, and how strict it is, kept between its steps.
 
     Entered for each step and left after it: the consumer never sees the body's spans, whichever
     task or thread takes the next step, and the body finds its own again.
     """
 
-    __slots__ = ("_body", "_body_pushed", "_consumer", "_consumer_pushed")
+    __slots__ = ("_body", "_body_variables", "_consumer", "_consumer_variables")
 
     def __init__(self) -> None:
         self._body: _mlflow.ActiveState | None = None
-        self._body_pushed: Any = None
+        self._body_variables: tuple[Any, ...] = ()
 
     def __enter__(self) -> None:
         self._consumer = _mlflow.active_state()
-        self._consumer_pushed = pushed.get()
-        if self._body is None:
-            self._body_pushed = self._consumer_pushed
-        else:
+        self._consumer_variables = (pushed.get(), context_strict.get())
+        if self._body is not None:
             self._body.restore()
-            pushed.set(self._body_pushed)
+            _set_variables(*self._body_variables)
 
     def __exit__(self, *exc_info: object) -> None:
         self._body = _mlflow.active_state()
-        self._body_pushed = pushed.get()
+        self._body_variables = (pushed.get(), context_strict.get())
         self._consumer.restore()
-        pushed.set(self._consumer_pushed)
+        _set_variables(*self._consumer_variables)
+
+
+def _set_variables(innermost: Any, strict: bool | None) -> None:
+    pushed.set(innermost)
+    context_strict.set(strict)

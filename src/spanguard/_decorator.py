@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from types import FunctionType
@@ -23,6 +22,7 @@ from spanguard._generators import (
     TracedGenerator,
 )
 from spanguard._opened import OpenedSpan
+from spanguard._pickling import asked_by_cloudpickle
 from spanguard._request import SpanRequest
 from spanguard._site import user_site
 from spanguard._span import open_span
@@ -299,7 +299,7 @@ class TracedFunction(wrapt.FunctionWrapper):  # type: ignore[type-arg, unused-ig
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # By name, as functions are: so ProcessPoolExecutor takes it, and it stays traced there.
-        if _asked_by_cloudpickle() and not _has_name(self):
+        if asked_by_cloudpickle() and not _has_name(self):
             return TracedFunction, (self.__wrapped__, self._self_options)
         return str(self.__wrapped__.__qualname__)
 
@@ -307,7 +307,7 @@ class TracedFunction(wrapt.FunctionWrapper):  # type: ignore[type-arg, unused-ig
     def __class__(self) -> Any:  # pyright: ignore
         # A function to everyone, but cloudpickle would take a function apart and ship what is
         # wrapped: to it, something that knows how it pickles.
-        return TracedFunction if _asked_by_cloudpickle() else self.__wrapped__.__class__
+        return TracedFunction if asked_by_cloudpickle() else self.__wrapped__.__class__
 
     def __reduce__(self) -> Any:
         return self.__reduce_ex__(2)
@@ -317,11 +317,6 @@ class TracedFunction(wrapt.FunctionWrapper):  # type: ignore[type-arg, unused-ig
 
     def __deepcopy__(self, memo: Any) -> TracedFunction:
         return self
-
-
-def _asked_by_cloudpickle() -> bool:
-    """Tell whether the caller's caller is cloudpickle, with which Dask, joblib and Ray pickle."""
-    return str(sys._getframe(2).f_globals.get("__name__", "")).startswith("cloudpickle")
 
 
 def _has_name(function: TracedFunction) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import wrapt
 
@@ -26,6 +26,18 @@ else:
 __all__ = ["Recorder", "TracedAsyncGenerator", "TracedCoroutine", "TracedGenerator"]
 
 
+class Opened(Protocol):
+    """What is open while a generator's body runs: its span, or an attached trace context."""
+
+    def finish(self, raised: BaseException | None) -> None: ...
+
+    def finish_as(self, outcome: Outcome) -> None: ...
+
+
+def _write_nothing(opened: Any, items: list[Any], count: int) -> None:
+    """Record nothing of a generator's items."""
+
+
 class Recorder:
     """How a generator's span is opened, and what is recorded of its items."""
 
@@ -33,9 +45,9 @@ class Recorder:
 
     def __init__(
         self,
-        open_: Callable[[], OpenedSpan],
-        write: Callable[[OpenedSpan, list[Any], int], None],
-        max_items: int,
+        open_: Callable[[], Opened],
+        write: Callable[[Any, list[Any], int], None] = _write_nothing,
+        max_items: int = 0,
     ) -> None:
         self._open = open_
         self._write = write
@@ -43,7 +55,7 @@ class Recorder:
         self.items: list[Any] = []
         self.count = 0
 
-    def open(self) -> OpenedSpan:
+    def open(self) -> Opened:
         return self._open()
 
     def keep(self, item: Any) -> None:
@@ -52,7 +64,7 @@ class Recorder:
         if self.count <= self.max_items:
             self.items.append(item)
 
-    def write(self, opened: OpenedSpan) -> None:
+    def write(self, opened: Opened) -> None:
         with contained("recording the items of a generator"):
             self._write(opened, self.items, self.count)
         self.items = []
@@ -66,7 +78,7 @@ class _Drive:
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self.body = BodyContext()
-        self.opened: OpenedSpan | None = None
+        self.opened: Opened | None = None
         self.iterated = False
         self.done = False
 
