@@ -87,7 +87,7 @@ WAYS_OUT = {
         thread.join()
         """,
         0,
-        None,
+        "ValueError",
     ),
     "end of a multiprocessing child": (
         """
@@ -215,6 +215,32 @@ def test_an_exit_with_nothing_to_store_says_nothing(undone: str, store: Store) -
     returned, errors = run(f"with traced_span('x'): pass\nspanguard.flush()\n{undone}", store)
     assert returned == 0
     assert "did not take" not in errors
+
+
+def test_the_exception_of_a_thread_is_told_to_the_hook_before_and_to_its_own_spans_only(
+    store: Store,
+) -> None:
+    returned, errors = run(
+        """
+        def before(args):
+            print("told of", args.exc_type.__name__, file=sys.stderr)
+        threading.excepthook = before
+        def work(raised):
+            traced_span(str(raised)).__enter__()
+            raise raised
+        with traced_span("main"):
+            for raised in (ValueError("fails"), SystemExit(0)):
+                thread = threading.Thread(target=work, args=(raised,))
+                thread.start()
+                thread.join()
+        """,
+        store,
+    )
+    assert (returned, errors.count("told of")) == (0, 2), errors
+    spans = store.spans()
+    assert spans["fails"].get_attribute("error_message") == "fails"
+    assert spans["0"].get_attribute("error_type") is None
+    assert (status(spans["main"]), spans["main"].get_attribute("error_type")) == ("OK", None)
 
 
 def test_spans_of_threads_that_still_work_are_not_closed_too_early(store: Store) -> None:

@@ -8,10 +8,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from spanguard import _mlflow, _registry
 from spanguard._config import current_limits
-from spanguard._findings import contained, internal_error, logger, settle
+from spanguard._findings import contained, logger, settle
 from spanguard._outcome import OK, ORPHANED
 from spanguard._proxy import parse_status
 from spanguard._registry import OpenSpan
@@ -77,20 +78,26 @@ def flush(timeout: float = 30.0) -> bool:
     >>> spanguard.flush(timeout=30)
     True
     """
-    # A thread of its own: MLflow's flush knows no time limit, and with a dead server takes minutes.
+    return _bounded(_mlflow.flush_everything, timeout, "flushing")
+
+
+def _bounded(work: Callable[[], object], seconds: float, doing: str) -> bool:
+    """Do what knows no time limit in a thread of its own; tell whether it was done in time."""
     done: list[bool] = []
-    thread = threading.Thread(target=_drain, args=(done,), name="spanguard-flush", daemon=True)
-    thread.start()
-    thread.join(timeout)
-    return bool(done)
 
+    def run() -> None:
+        with contained(doing):
+            work()
+            done.append(True)
 
-def _drain(done: list[bool]) -> None:
+    thread = threading.Thread(target=run, name=f"spanguard-{doing}", daemon=True)
     try:
-        _mlflow.flush_everything()
-        done.append(True)
-    except Exception as error:
-        internal_error("flushing", error)
+        thread.start()
+    except RuntimeError:  # Python 3.12 starts no threads any more at exit
+        run()
+    else:
+        thread.join(max(seconds, 0.0))
+    return bool(done)
 
 
 # Whether the store did not keep up when it was last waited for.
@@ -120,6 +127,7 @@ def listen() -> None:
         atexit.register(_at_exit)
         _be_there_before_threads_are_joined()
         _be_there_in_a_multiprocessing_child()
+        _be_there_when_a_thread_fails()
 
 
 _is_there_before_threads_are_joined = False
@@ -150,6 +158,24 @@ def _be_there_in_a_multiprocessing_child() -> None:
         Finalize(None, _at_exit, exitpriority=-100)
 
 
+_threads_hook_before: Callable[[Any], object] | None = None
+
+
+def _be_there_when_a_thread_fails() -> None:
+    global _threads_hook_before
+    if _threads_hook_before is None:
+        _threads_hook_before = threading.excepthook
+        threading.excepthook = _on_failed_thread
+
+
+def _on_failed_thread(args: Any) -> None:
+    with contained("noting the exception that ended a thread"):
+        if args.exc_value is not None and args.thread is not None:
+            _registry.note_failure(args.thread, args.exc_value)
+    if _threads_hook_before is not None:
+        _threads_hook_before(args)
+
+
 def _at_exit() -> None:
     close_and_flush("exit", current_limits().exit_seconds, _unhandled())
 
@@ -170,7 +196,7 @@ def close_and_flush(orphaned_by: str, seconds: float, raised: BaseException | No
         in_place = _mlflow.exports_in_place()
     if in_place:
         # Each end waits for the store (MLflow 3.10): out of the way, so that the bound holds.
-        _bounded(lambda: close_all(orphaned_by, raised=raised), seconds)
+        _bounded(lambda: close_all(orphaned_by, raised=raised), seconds, "closing")
     else:
         with contained("closing what is open at the end"):
             close_all(orphaned_by, raised=raised)
@@ -187,24 +213,10 @@ def close_and_flush(orphaned_by: str, seconds: float, raised: BaseException | No
 def _is_stored_by(deadline: float, *, in_place: bool) -> bool:
     if in_place:
         return time.monotonic() < deadline
-    _bounded(_mlflow.hand_over, deadline - time.monotonic())
+    _bounded(_mlflow.hand_over, deadline - time.monotonic(), "handing over")
     with contained("waiting for the store at exit"):
         return _mlflow.await_stored(deadline - time.monotonic())
     return False
-
-
-def _bounded(work: Callable[[], object], seconds: float) -> None:
-    def run() -> None:
-        with contained("closing at the end of the process"):
-            work()
-
-    thread = threading.Thread(target=run, name="spanguard-exit", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # Python 3.12 starts no threads any more at exit
-        run()
-    else:
-        thread.join(max(seconds, 0.0))
 
 
 # -- fork --------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from spanguard import _mlflow, _record
 from spanguard._context import StandIn
 from spanguard._findings import contained, internal_error
 from spanguard._mlflow import OtelSpan, SpanProcessor
-from spanguard._outcome import ERROR, ORPHANED, Outcome
+from spanguard._outcome import ERROR, ORPHANED, Outcome, classify
 from spanguard._site import Site, user_site
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Entry:
         # Five frames down is the tracer's own start_span, whoever called it.
         self.site: Site = user_site(5)
         self.started = time.monotonic()
-        self.thread = threading.current_thread().name
+        self.thread = threading.current_thread()
         self.claimed = False
         self.ended = False
         self.orphaned_by: str | None = None
@@ -134,7 +134,7 @@ class Entry:
             trace_id=trace_id or "",
             span_id=self.hex_id,
             opened_at=str(self.site),
-            thread=self.thread,
+            thread=self.thread.name,
             age=time.monotonic() - self.started,
         )
 
@@ -380,6 +380,18 @@ def close_orphan(
         _await_end(entry)
         note_end(entry)  # or MLflow's own part of the end failed before it came to us
     return report
+
+
+def note_failure(thread: threading.Thread, raised: BaseException) -> None:
+    """Record the exception that ended a thread on the spans that the thread left open."""
+    outcome = classify(raised)
+    if outcome.status != "ERROR":
+        return
+    for entry in reversed(open_entries()):
+        if entry.thread is thread and not entry.claimed:
+            live = entry.mlflow_span()
+            if live is not None:
+                _record.exception(live, raised, outcome)
 
 
 def _await_end(entry: Entry) -> None:

@@ -79,7 +79,8 @@ class _Handler:
         self._before = before
         self._closing: threading.Thread | None = None
         self._has_closed = threading.Event()
-        self._may_raise_again = False
+        self._raise_again = False
+        self._turn = threading.RLock()  # the next signal may come in the middle of a handler
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         closing = self._closing
@@ -89,16 +90,17 @@ class _Handler:
             # The code that the signal interrupted may hold a lock that closing needs, and goes
             # on only when this handler returns. Then the signal is raised again when all is done.
             closing.join(_LOCKED_SECONDS)
-            if closing.is_alive() and not self._has_closed.is_set():
-                self._may_raise_again = True
-                return
+            with self._turn:
+                if not self._has_closed.is_set():
+                    self._raise_again = True
+                    return
             closing.join(current_limits().exit_seconds + _LOCKED_SECONDS)
         self._closing = None
         self._hand_on(frame)
 
     def _start_closing(self) -> threading.Thread | None:
         self._has_closed = threading.Event()
-        self._may_raise_again = False
+        self._raise_again = False
         thread = threading.Thread(target=self._close, name="spanguard-signal", daemon=True)
         try:
             thread.start()
@@ -111,9 +113,11 @@ class _Handler:
     def _close(self) -> None:
         with contained("closing spans on a signal"):
             _exit.close_all(_name(self._number))
+        with self._turn:
             self._has_closed.set()
-            _exit.flush(current_limits().exit_seconds)
-        if self._may_raise_again:
+            raise_again = self._raise_again
+        _exit.flush(current_limits().exit_seconds)
+        if raise_again:
             os.kill(os.getpid(), self._number)
 
     def _hand_on(self, frame: FrameType | None) -> None:
