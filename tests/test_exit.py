@@ -62,6 +62,17 @@ def run(script: str, store: Store) -> tuple[int, str]:
     return process.returncode, errors
 
 
+# MLflow makes a 1 of Python's -2 when it stores something at exit for the first time: Python
+# forgets the Ctrl-C when something evaluates a string. 3.12.1 wants MLflow's threads started.
+BARE = """
+mlflow.set_tracking_uri("sqlite:///bare.db")
+mlflow.start_span("bare").__enter__().end()
+queue = getattr(mlflow.tracing.provider._get_trace_exporter(), "_async_queue", None)
+if queue is not None:
+    queue.activate()
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
 WAYS_OUT = {
     "return": ("leave_three_open()", 0, None),
     "sys.exit": ("leave_three_open(); sys.exit(3)", 3, None),
@@ -108,9 +119,7 @@ def test_what_is_open_at_the_end_of_a_process_is_closed_and_stored(way: str, sto
     script, code, raised = WAYS_OUT[way]
     returned, errors = run(script, store)
     if way == "SIGINT":
-        # MLflow makes a 1 of Python's -2 when it stores something at exit.
-        bare = "mlflow.start_span('bare').__enter__().end(); os.kill(os.getpid(), signal.SIGINT)"
-        code, _ = run(f"mlflow.set_tracking_uri('sqlite:///bare.db'); {bare}", store)
+        code, _ = run(BARE, store)
     assert returned == code, errors
     spans = store.spans()
     assert set(spans) == {"root", "finished", "pushed", "raw"}
@@ -248,10 +257,12 @@ def test_spans_of_threads_that_still_work_are_not_closed_too_early(store: Store)
         """
         def work():
             with traced_span("job"):
+                is_open.set()
                 main.join()
                 time.sleep(0.2)
-        main = threading.main_thread()
+        main, is_open = threading.main_thread(), threading.Event()
         threading.Thread(target=work).start()
+        is_open.wait()
         """,
         store,
     )

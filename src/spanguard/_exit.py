@@ -93,7 +93,7 @@ def _bounded(work: Callable[[], object], seconds: float, doing: str) -> bool:
     thread = threading.Thread(target=run, name=f"spanguard-{doing}", daemon=True)
     try:
         thread.start()
-    except RuntimeError:  # Python 3.12 starts no threads any more at exit
+    except RuntimeError:  # Python 3.12.1 starts no threads any more at exit
         run()
     else:
         thread.join(max(seconds, 0.0))
@@ -125,6 +125,8 @@ def listen() -> None:
         # own, which waits for its queue, must come after the spans are closed.
         atexit.unregister(_at_exit)
         atexit.register(_at_exit)
+        with contained("starting MLflow's export threads"):
+            _mlflow.start_export_threads()
         _be_there_before_threads_are_joined()
         _be_there_in_a_multiprocessing_child()
         _be_there_when_a_thread_fails()

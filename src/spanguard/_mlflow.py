@@ -33,6 +33,8 @@ touch                                          reason; without it
                                                without: `set_experiment` in a worker process
 `concurrent.futures.thread._threads_queues`,   the exit of the process must not wait for a dead
 `_worker_threadpool`, `_at_exit_callback`      server; without: it waits as long as MLflow does
+`_async_queue.activate`                        Python 3.12.1 starts no threads at exit; without:
+                                               it loses there what ended in the last seconds
 the provider, its once-flags and exit hook,    after a fork the child must not touch what the
 the exporter's queue, the stores' engines      parent's threads held locked; without: what is
                                                missing stays as MLflow leaves it after a fork
@@ -727,6 +729,16 @@ def flush_everything() -> None:
 
 
 # -- the end of the process --------------------------------------------------------------------
+
+
+def start_export_threads() -> None:
+    """Start MLflow's export threads now. Python 3.12.1 starts none at exit, and they would be late.
+
+    Without them, what ended in the last seconds is lost there (test_exit.py).
+    """
+    activate = getattr(getattr(_exporter(), "_async_queue", None), "activate", None)
+    if activate is not None:
+        activate()
 
 
 def do_not_join_workers() -> None:
