@@ -77,7 +77,7 @@ from opentelemetry import trace as _otel
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
-from opentelemetry.trace import INVALID_SPAN, Status, StatusCode
+from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Status, StatusCode
 from opentelemetry.trace import Span as OtelSpan
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -167,7 +167,10 @@ def mode_has_changed() -> bool:
 
 def current_otel_span() -> OtelSpan:
     """Return the OpenTelemetry span that MLflow sees as active here; INVALID_SPAN if none."""
-    return _otel.get_current_span(_mode.runtime.get_current())
+    active = _otel.get_current_span(_mode.runtime.get_current())
+    if type(active) is NonRecordingSpan and active.get_span_context() is None:
+        return INVALID_SPAN  # what MLflow makes active where it could not start a span
+    return active
 
 
 def span_in(context: Any) -> OtelSpan:
