@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,6 +51,7 @@ def named(trace: Trace, name: str) -> list[Span]:
 def test_every_example_is_tested() -> None:
     tested = {
         "async_streaming.py",
+        "custom_ids.py",
         "dask_batch.py",
         "long_lived_app.py",
         "migrate_from_raw_client.py",
@@ -216,6 +218,31 @@ def test_a_dask_worker_dies_in_the_middle_of_a_batch(
     # A job whose result was lost with the worker ran twice, and is there twice.
     assert {span.inputs for span in named(trace, "job")} == set(range(20))
     assert {span.parent_id for span in named(trace, "job")} == {root.span_id}
+
+
+def test_custom_ids(store: Store) -> None:
+    printed = run("custom_ids.py", store)
+    traces = {trace.info.tags["mlflow.traceName"]: trace for trace in store.traces()}
+    assert len(traces) == 4
+    (shipped,) = named(traces.pop("ship"), "ship")
+    first, again, second = (traces[order] for order in sorted(traces))
+    for trace, customer in ((first, "ada"), (second, "bob")):
+        order = trace.info.tags["custom_trace_id"]
+        (root,) = named(trace, order)
+        assert trace.info.trace_id == spanguard.trace_id_for(order)
+        assert trace.info.trace_metadata["mlflow.trace.user"] == customer
+        assert (status(root), root.outputs) == ("OK", "paid")
+        (reserved,) = named(trace, "reserve stock")
+        assert reserved.parent_id == root.span_id
+    order = first.info.tags["custom_trace_id"]
+    again_id = again.info.tags["custom_trace_id"]
+    assert re.fullmatch(f"{order}_[0-9a-f]{{8}}", again_id)
+    assert shipped.parent_id is None
+    assert f"placed again as: {again_id}" in printed
+    assert f"{order!r} is in use" in printed
+    # The process that knew nothing but the order's number.
+    assert f"{order} is {first.info.trace_id}, of ada" in printed
+    assert "reserve stock" in printed
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

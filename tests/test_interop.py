@@ -502,3 +502,16 @@ def test_an_exporter_that_fails_leaves_nothing_open(
         pass
     assert current_span() is None
     assert spanguard.open_spans() == []
+
+
+def test_under_a_fluent_span_that_mlflow_could_not_start(store: Store) -> None:
+    with mlflow.start_span("over") as over:
+        over.end()
+        assert spanguard.flush(60)
+        # MLflow finds its trace exported, and makes a span without any ids active.
+        with mlflow.start_span("nothing") as nothing:
+            assert nothing.span_id is None
+            assert current_span() is None
+            with traced_span("ours") as ours:
+                assert current_span() is ours
+    assert store.spans()["ours"].parent_id is None

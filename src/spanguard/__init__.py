@@ -14,6 +14,7 @@ from spanguard._config import (
     limits,
     strict,
 )
+from spanguard._custom import CustomTraceManager, trace_id_for
 from spanguard._decorator import traced
 from spanguard._exit import close_open_spans, flush, open_spans
 from spanguard._registry import OpenSpan
@@ -42,6 +43,7 @@ __all__ = [
     "MAX_MESSAGE_CHARS",
     "MAX_VALUE_CHARS",
     "BatchResult",
+    "CustomTraceManager",
     "DuplicateTraceIdError",
     "EmptyTraceStackError",
     "InvalidParentError",
@@ -70,6 +72,7 @@ __all__ = [
     "open_spans",
     "strict",
     "trace_batch",
+    "trace_id_for",
     "traced",
     "traced_span",
 ]

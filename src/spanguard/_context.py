@@ -15,7 +15,14 @@ from spanguard import _mlflow
 from spanguard._config import context_strict
 from spanguard._mlflow import OtelSpan
 
-__all__ = ["Ambient", "BodyContext", "StandIn", "ambient_span", "pushed"]
+__all__ = [
+    "Ambient",
+    "BodyContext",
+    "OverlappingAmbient",
+    "StandIn",
+    "ambient_span",
+    "pushed",
+]
 
 
 class StandIn:
@@ -38,6 +45,12 @@ class StandIn:
         """Stand for what is below, and let go of the span and its payload."""
         self._span = None
         self.entry = None
+        # Let go of the ended ones below, too: where spans overlap instead of nesting, the first
+        # to start is the first to end, and a chain of them would grow for ever.
+        below = self.below
+        while type(below) is StandIn and below.has_fallen:
+            below = below.below
+        self.below = self._further = below
 
     @property
     def has_fallen(self) -> bool:
@@ -78,14 +91,38 @@ class Ambient:
             self._before.restore()
 
 
+class OverlappingAmbient(Ambient):
+    """A span made active that may end before one that was made active after it.
+
+    Then the later one stays active here, where leaving a block would take it away as well.
+    """
+
+    __slots__ = ()
+
+    def leave(self) -> None:
+        """Restore what was active before, unless a span above this one is open."""
+        active: Any = _mlflow.current_otel_span()
+        while type(active) is StandIn and active is not self.stand_in and active.has_fallen:
+            active = active.below
+        if active is self.stand_in or _is_left_over(active, self.stand_in):
+            self._before.restore()
+
+
 def _holds(active: Any, wanted: StandIn) -> bool:
     """Tell whether `wanted` is active, or below what is active."""
     while type(active) is StandIn:
         if active is wanted:
             return True
         active = active.below
-    # A span of MLflow's fluent API on top, left active by code that never closed it, hides what
-    # is below it: it is an orphan under the wanted span if it is in the same trace.
+    return _is_left_over(active, wanted)
+
+
+def _is_left_over(active: Any, wanted: StandIn) -> bool:
+    """Tell whether an ended span of MLflow's fluent API hides the wanted one below it.
+
+    Code that never closed it has left it active; it was an orphan under the wanted span if it is
+    in the same trace.
+    """
     if _mlflow.has_ended(active):
         context = active.get_span_context()
         return bool(context.trace_id == wanted.trace_id)

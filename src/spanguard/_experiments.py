@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import threading
+from functools import partial
 
-from spanguard import _mlflow
-from spanguard._findings import internal_error
+from spanguard import _mlflow, _store
 from spanguard._payload import clean_text
 from spanguard.exceptions import InvalidSpanArgumentError
 
 __all__ = ["check"]
-
-# A dead server keeps MLflow's client retrying for minutes; user code does not wait for that.
-_MAX_WAIT_SECONDS = 2.0
 
 # (tracking URI, experiment id) -> exists. Bounded: ids come from configuration, but not always.
 _MAX_REMEMBERED = 1_000
@@ -28,7 +24,8 @@ def check(experiment_id: object, span_name: str) -> InvalidSpanArgumentError | N
         return _finding(experiment_id, span_name)
     key = (_mlflow.tracking_uri(), experiment_id)
     if key not in _known:
-        answer = _ask(experiment_id)
+        exists = partial(_mlflow.experiment_exists, experiment_id)
+        answer = _store.ask("looking up an experiment", exists)
         if answer is None:
             return None
         if len(_known) >= _MAX_REMEMBERED:
@@ -38,21 +35,6 @@ def check(experiment_id: object, span_name: str) -> InvalidSpanArgumentError | N
         return None
     del _known[key]  # it may be created yet
     return _finding(experiment_id, span_name)
-
-
-def _ask(experiment_id: str) -> bool | None:
-    answers: list[bool] = []
-
-    def ask() -> None:
-        try:
-            answers.append(_mlflow.experiment_exists(experiment_id))
-        except Exception as error:
-            internal_error("looking up an experiment", error)
-
-    thread = threading.Thread(target=ask, name="spanguard-experiment", daemon=True)
-    thread.start()
-    thread.join(_MAX_WAIT_SECONDS)
-    return answers[0] if answers else None
 
 
 def _finding(experiment_id: object, span_name: str) -> InvalidSpanArgumentError:

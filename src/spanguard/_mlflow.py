@@ -38,7 +38,11 @@ touch                                          reason; without it
 the provider, its once-flags and exit hook,    after a fork the child must not touch what the
 the exporter's queue, the stores' engines      parent's threads held locked; without: what is
                                                missing stays as MLflow leaves it after a fork
-`tracer.id_generator`                          a chosen trace id; without: the id is not chosen
+`id_generator` of the tracer and the provider  a chosen trace id; without: the id is not chosen,
+                                               which is noticed at the span and warned of
+`TracingClient().store.get_trace_info`         whether a trace exists: the public `get_trace` cannot
+                                               tell that from a store that does not answer;
+                                               without: AttributeError, contained: the id is free
 =============================================  ==================================================
 """
 
@@ -70,6 +74,7 @@ from mlflow.entities import (
 )
 from mlflow.environment_variables import MLFLOW_USE_DEFAULT_TRACER_PROVIDER
 from mlflow.tracing import provider as _provider_module
+from mlflow.tracing.client import TracingClient
 from mlflow.tracing.constant import SpanAttributeKey, TraceMetadataKey
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 from mlflow.tracking import MlflowClient
@@ -79,7 +84,7 @@ from opentelemetry import trace as _otel
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.id_generator import IdGenerator
-from opentelemetry.trace import INVALID_SPAN, Status, StatusCode
+from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Status, StatusCode
 from opentelemetry.trace import Span as OtelSpan
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -169,7 +174,10 @@ def mode_has_changed() -> bool:
 
 def current_otel_span() -> OtelSpan:
     """Return the OpenTelemetry span that MLflow sees as active here; INVALID_SPAN if none."""
-    return _otel.get_current_span(_mode.runtime.get_current())
+    active = _otel.get_current_span(_mode.runtime.get_current())
+    if type(active) is NonRecordingSpan and active.get_span_context() is None:
+        return INVALID_SPAN  # what MLflow makes active where it could not start a span
+    return active
 
 
 def span_in(context: Any) -> OtelSpan:
@@ -316,6 +324,11 @@ def _is_off_here() -> bool:
     return settings is not None and settings.enabled is False
 
 
+def records_nothing() -> bool:
+    """Tell whether a span that is started here and now would be one that ignores."""
+    return _tracer is None or _is_off_here()
+
+
 def noop_span() -> Any:
     """Return a span that ignores."""
     return cast(Any, NoOpSpan)()
@@ -399,6 +412,16 @@ def add_to_trace(trace_id: str, tags: dict[str, str], metadata: dict[str, str]) 
             trace.info.tags.update({k: v for k, v in tags.items() if k not in trace.info.tags})
             known = trace.info.trace_metadata
             known.update({k: v for k, v in metadata.items() if k not in known})
+
+
+def set_client_request_id(trace_id: str, text: str) -> None:
+    """Set the request id that a trace is known by to its client, in memory.
+
+    As `mlflow.update_current_trace` does, which knows the active trace only.
+    """
+    with _trace_manager().get_trace(trace_id) as trace:
+        if trace is not None:
+            trace.info.client_request_id = text
 
 
 # -- writing and ending ------------------------------------------------------------------------
@@ -535,7 +558,10 @@ def is_attachment(value: Any) -> bool:
 
 # -- a chosen trace id -------------------------------------------------------------------------
 
-_wanted_trace_id: ContextVar[int | None] = ContextVar("spanguard_wanted_trace_id", default=None)
+# None, or the id that the next root gets, in a list that is empty once one has it.
+_wanted_trace_id: ContextVar[list[int] | None] = ContextVar(
+    "spanguard_wanted_trace_id", default=None
+)
 
 
 class _ChosenIds(IdGenerator):
@@ -548,7 +574,11 @@ class _ChosenIds(IdGenerator):
         return self._wrapped.generate_span_id()
 
     def generate_trace_id(self) -> int:
-        return _wanted_trace_id.get() or self._wrapped.generate_trace_id()
+        wanted = _wanted_trace_id.get()
+        try:
+            return wanted.pop() if wanted else self._wrapped.generate_trace_id()
+        except IndexError:  # a thread that shares the context was quicker
+            return self._wrapped.generate_trace_id()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._wrapped, name)
@@ -557,23 +587,56 @@ class _ChosenIds(IdGenerator):
         return _wanted_trace_id.get() is None and self._wrapped.is_trace_id_random()
 
 
+def _choose_ids(owner: Any) -> None:
+    generator = getattr(owner, "id_generator", None)
+    if generator is not None and not isinstance(generator, _ChosenIds):
+        owner.id_generator = _ChosenIds(generator)
+
+
 @contextmanager
-def trace_id_chosen(hex_id: str) -> Iterator[bool]:
+def trace_id_chosen(hex_id: str) -> Iterator[None]:
     """Give the next root that starts in this context the given OpenTelemetry trace id.
 
-    Yields False where the seam is missing and the id will not be taken.
+    That root only: others that start inside the same call of MLflow's get ids of their own.
+    Where the seam is missing the id is not taken: see `otel_trace_id_of`.
     """
-    # The SDK caches tracers, so the generator is changed on the tracer and not on the provider.
+    # Looked at for each start: MLflow replaces its provider, and others may replace the
+    # generator. The SDK caches tracers and each has a generator of its own; older ones make a
+    # tracer for each call, with the provider's.
     tracer: Any = _provider_module._get_tracer(_provider_module.__name__)
-    tracer = getattr(tracer, "_tracer", tracer)
-    generator = getattr(tracer, "id_generator", None)
-    if generator is not None and not isinstance(generator, _ChosenIds):
-        tracer.id_generator = _ChosenIds(generator)
-    token = _wanted_trace_id.set(int(hex_id, 16))
+    _choose_ids(_current_provider())
+    _choose_ids(getattr(tracer, "_tracer", tracer))
+    wanted = [int(hex_id, 16)]
+    token = _wanted_trace_id.set(wanted)
     try:
-        yield generator is not None
+        yield
     finally:
+        wanted.clear()  # also for the contexts that were copied from this one
         _wanted_trace_id.reset(token)
+
+
+def otel_trace_id_of(span: Any) -> str | None:
+    """Return the OpenTelemetry trace id of a span that records, as 32 digits; else None."""
+    otel = recording_span(span)
+    return f"{otel.get_span_context().trace_id:032x}" if otel is not None else None
+
+
+def knows_trace(otel_trace_id: int) -> bool:
+    """Tell whether MLflow holds a trace with this OpenTelemetry id: open, or not exported."""
+    return _trace_manager().get_mlflow_trace_id_from_otel_id(otel_trace_id) is not None
+
+
+def trace_exists(trace_id: str) -> bool:
+    """Ask the store for a trace, readable or not. May block as long as MLflow's retries do."""
+    try:
+        # Not the public get_trace(): its None may as well mean that the store does not answer,
+        # or that the trace is there and cannot be read.
+        TracingClient().store.get_trace_info(trace_id)
+    except mlflow.MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"):
+            return False
+        raise
+    return True
 
 
 # -- a trace that another process began --------------------------------------------------------

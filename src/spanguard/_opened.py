@@ -69,14 +69,14 @@ class OpenedSpan:
 
     # -- being active
 
-    def activate(self, below: Any = None) -> None:
+    def activate(self, below: Any = None, *, kind: type[Ambient] = Ambient) -> None:
         """Make the span the ambient one, and MLflow's active one, until it closes."""
         with contained("activating a span"):
             otel = _mlflow.otel_span(self.live)
             ignores = _mlflow.is_noop(self.live) and not _mlflow.carries_decision(self.live)
             if otel is None or ignores:
                 return
-            self.ambient = Ambient(otel, below)
+            self.ambient = kind(otel, below)
             if self.entry is not None:
                 self.entry.stand_in = self.ambient.stand_in
                 self.ambient.stand_in.entry = self.entry

@@ -9,6 +9,7 @@ MLflow would encode them and, where that fails, by a `repr` that cannot raise.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -25,11 +26,14 @@ __all__ = [
     "is_plain",
     "is_simple",
     "safe_repr",
+    "shortened",
+    "whole_text",
 ]
 
 MAX_DEPTH = 100
 MAX_NAME_CHARS = 250
 MAX_LABEL_CHARS = 4_000  # a tag's or a metadata entry's value
+_DIGEST_CHARS = 16
 _INT64 = 2**63 - 1
 _MAX_DECIMAL_BITS = 10_000  # below Python's limit of 4300 digits
 _NODE_CHARS = 8  # what a number, a separator or a bracket costs of the budget
@@ -242,6 +246,20 @@ def clean_text(value: Any, limit: int = MAX_NAME_CHARS) -> str:
     if len(text) <= limit and text.isascii() and "\x00" not in text:
         return text
     return _cut(_utf8(text[: limit + 1_000_000]).replace("\x00", "\\x00"), limit)
+
+
+def whole_text(value: Any) -> str:
+    """Return `str(value)` as valid UTF-8 without NULs, uncut."""
+    text = value if type(value) is str else _shown(str, value)
+    return _utf8(text).replace("\x00", "\\x00")
+
+
+def shortened(text: str, limit: int) -> str:
+    """Return a text that fits in so many characters; two texts that differ stay different."""
+    if len(text) <= limit:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_CHARS]
+    return f"{text[: limit - _DIGEST_CHARS - 1]}~{digest}"
 
 
 def clean_labels(labels: Any) -> dict[str, str]:

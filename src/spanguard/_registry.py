@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -156,6 +157,11 @@ class RemoteParent:
 _open: dict[int, Entry] = {}
 _lock = threading.Lock()
 
+# OpenTelemetry trace ids. Of the roots that ended last: more than MLflow's export queue (1000
+# tasks) holds on their way to the store. And of what was open in the parent when it forked us.
+_ended_traces: deque[int] = deque(maxlen=4_096)
+_parents_traces: set[int] = set()
+
 
 def _forget(span_id: int) -> None:
     entry = _open.pop(span_id, None)
@@ -214,6 +220,8 @@ class _Watcher(SpanProcessor):
 
     def on_end(self, span: Any) -> None:
         try:
+            if span.parent is None:
+                _ended_traces.append(span.context.trace_id)
             entry = _open.get(span.context.span_id)
             if entry is not None:
                 note_end(entry)
@@ -239,7 +247,11 @@ _watcher = _Watcher()
 
 def watch() -> bool:
     """Make sure that we hear of what is opened from here on. True when that is new."""
-    return _mlflow.watch(_watcher)
+    if not _mlflow.watch(_watcher):
+        return False
+    # MLflow has stored what had ended before it replaced its provider.
+    _ended_traces.clear()
+    return True
 
 
 def entry_of(otel: OtelSpan | None) -> Entry | None:
@@ -258,6 +270,19 @@ def entry_by_id(span_id: str) -> Entry | None:
         return None
 
 
+def is_open_trace(otel_trace_id: int) -> bool:
+    """Tell whether a trace has open spans here, or had some in the parent of a forked process."""
+    if otel_trace_id in _parents_traces:
+        return True
+    spans = (entry.otel for entry in open_entries())
+    return any(span is not None and span.context.trace_id == otel_trace_id for span in spans)
+
+
+def has_just_ended(otel_trace_id: int) -> bool:
+    """Tell whether a trace of this process ended so lately that the store may not have it yet."""
+    return otel_trace_id in _ended_traces.copy()
+
+
 def open_entries() -> list[Entry]:
     """Return the entries of all spans open in this process, in the order they were opened."""
     return list(_open.values())
@@ -273,6 +298,8 @@ def forget_all() -> None:
     for entry in list(_open.values()):
         entry.claimed = entry.ended = True
         entry.children = None
+        if entry.otel is not None:
+            _parents_traces.add(entry.otel.context.trace_id)
         opened = entry.opened() if entry.opened is not None else None
         if opened is not None:
             opened.closed_by = "fork"

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from spanguard import _mlflow
-from spanguard._payload import clean_labels, clean_text
+from spanguard._payload import clean_labels, clean_text, shortened, whole_text
 from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError
 
 __all__ = ["SpanRequest"]
 
 MAX_SPAN_NAME_CHARS = 4_000
+# A longer session id costs the whole trace on newer versions of MLflow (test_custom.py).
+MAX_SESSION_CHARS = 250
+
+_OTEL_TRACE_ID = re.compile("[0-9a-fA-F]{32}")
 
 
 class SpanRequest:
@@ -24,7 +29,9 @@ class SpanRequest:
         "findings",
         "for_trace",
         "inputs",
+        "is_reserved",
         "links",
+        "lost_trace_id",
         "metadata",
         "name",
         "new_trace",
@@ -93,6 +100,9 @@ class SpanRequest:
         self.links = links
         self.start_time_ns = None if start_time_ns is None else self._start_time(start_time_ns)
         self.otel_trace_id = None if otel_trace_id is None else self._otel_id(otel_trace_id)
+        # Set by _trace_ids.py:
+        self.is_reserved = False  # the chosen trace id
+        self.lost_trace_id: str | None = None  # the chosen one, if it was not to be had
         self.new_trace = bool(new_trace)
         self.expected = expected if expected == () else self._expected(expected)
         self.strict = strict
@@ -162,11 +172,8 @@ class SpanRequest:
         return None
 
     def _otel_id(self, value: Any) -> str | None:
-        try:
-            if isinstance(value, str) and len(value) == 32 and int(value, 16) > 0:
-                return value.lower()
-        except ValueError:
-            pass
+        if isinstance(value, str) and _OTEL_TRACE_ID.fullmatch(value) and int(value, 16):
+            return str.lower(value)
         self._found(
             f"otel_trace_id of span {self.name!r} is not 32 hexadecimal digits; a fresh id was "
             "taken. Pass f'{trace_id:032x}'."
@@ -203,12 +210,10 @@ class SpanRequest:
     def trace_metadata(self) -> dict[str, str]:
         """Return the trace's metadata, session, user and run among them, by MLflow's names."""
         metadata = clean_labels(self.metadata) if self.metadata is not None else {}
-        named = (
-            (_mlflow.SESSION_KEY, self.session_id),
-            (_mlflow.USER_KEY, self.user),
-            (_mlflow.RUN_KEY, self.run_id),
-        )
-        for key, value in named:
-            if value is not None:
-                metadata[key] = clean_text(value)
+        if self.run_id is not None:
+            metadata[_mlflow.RUN_KEY] = clean_text(self.run_id)
+        for key, value in ((_mlflow.SESSION_KEY, self.session_id), (_mlflow.USER_KEY, self.user)):
+            given = metadata.get(key) if value is None else value
+            if given is not None:
+                metadata[key] = shortened(whole_text(given), MAX_SESSION_CHARS)
         return metadata

@@ -8,7 +8,7 @@ from typing import Any, overload
 
 from mlflow.entities import LiveSpan
 
-from spanguard import _exit, _experiments, _mlflow, _record, _registry
+from spanguard import _exit, _experiments, _mlflow, _record, _registry, _trace_ids
 from spanguard._block import Block
 from spanguard._config import is_strict
 from spanguard._context import ambient_span
@@ -34,8 +34,16 @@ def open_span(
     Where MLflow records nothing (tracing off, sampled out, broken), the span is one that ignores.
 
     Raises:
-        InvalidSpanArgumentError, InvalidParentError: in strict mode, before anything opens.
+        InvalidSpanArgumentError, InvalidParentError, DuplicateTraceIdError: in strict mode,
+            before anything opens.
     """
+    if request.otel_trace_id is None:
+        return _open(request, activate, parent)
+    with _trace_ids.reserved(request):
+        return _open(request, activate, parent)
+
+
+def _open(request: SpanRequest, activate: bool, parent: OpenedSpan | None) -> OpenedSpan:
     findings = request.findings
     spot = _place(request, parent)
     if spot.finding is not None:
@@ -115,9 +123,10 @@ def _start(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> Ope
     live: Any = None
     with contained("starting a span"):
         _exit.listen()
-        if spot.parent is None and request.otel_trace_id is not None:
+        if request.otel_trace_id is not None:
             with _mlflow.trace_id_chosen(request.otel_trace_id):
                 live = _start_at(request, spot, attributes)
+            _trace_ids.check(request, live)
         else:
             live = _start_at(request, spot, attributes)
     if live is None:
@@ -204,6 +213,9 @@ def _record_start(
         _record.attributes(live, dict(list(attributes.items())[_mlflow.SAFE_ATTRIBUTES :]))
     if spot.lost_parent is not None:
         _record.attribute(live, LOST_PARENT, spot.lost_parent)
+    if request.lost_trace_id is not None:
+        _record.attribute(live, _trace_ids.LOST_TRACE_ID, request.lost_trace_id)
+        _mlflow.add_to_trace(live.trace_id, {_trace_ids.LOST_TRACE_ID: request.lost_trace_id}, {})
     if request.for_trace and _is_child(spot):
         with contained("adding to a trace"):
             metadata = request.trace_metadata()
@@ -242,7 +254,12 @@ class traced_span(Block[LiveSpan]):
         tags, metadata, experiment_id, run_id, session_id, user: of a trace: on roots only.
         links: `mlflow.entities.Link` objects.
         start_time_ns: nanoseconds since 1970; now, if not given.
-        otel_trace_id: 32 hexadecimal digits: the OpenTelemetry trace id of a new trace.
+        otel_trace_id: 32 hexadecimal digits: start a new trace, also inside another, under the
+            OpenTelemetry trace id that another system knows it by. An id in use (open in this
+            process, on its way to the store, or in it) never merges two traces: strict mode
+            raises `DuplicateTraceIdError` before anything opens, else the trace gets a fresh id,
+            the chosen one as the tag `spanguard.otel_trace_id`, and a warning. The store is
+            asked at each such start; if it has not answered in 2 seconds the id is taken.
         new_trace: start a new trace, also inside another.
         expected: exception classes that are no error here: status OK, outcome `expected`.
         strict: overrides `strict()` and the environment for this span.

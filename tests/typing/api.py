@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 
 import mlflow
-from mlflow.entities import LiveSpan
+from mlflow.entities import LiveSpan, Trace
 from typing_extensions import assert_type
 
 import spanguard
 from spanguard import (
     BatchResult,
+    CustomTraceManager,
     ItemOutcome,
     OpenSpan,
     TraceStateManager,
@@ -21,6 +23,7 @@ from spanguard import (
     open_spans,
     strict,
     trace_batch,
+    trace_id_for,
     traced_span,
 )
 
@@ -125,3 +128,21 @@ for outcome in batch:
     assert_type(outcome.error, BaseException | None)
 trace_batch([1], length, name="batch")  # type: ignore[arg-type]  # pyright: ignore
 trace_batch(["a"], length, name="batch", on_error="skip")  # type: ignore[arg-type]  # pyright: ignore
+
+assert_type(trace_id_for("order-42"), str)
+orders = CustomTraceManager(client, id_factory=lambda user, operation: "order-42", strict=None)
+assert_type(orders.generate_trace_id("ada", "checkout"), str)
+assert_type(orders.start_custom_trace("ada", "checkout", amount=3, tags="any name"), LiveSpan)
+assert_type(orders.get_active_trace("order-42"), LiveSpan | None)
+assert_type(orders.active_traces, Mapping[str, LiveSpan])
+assert_type(orders.find_trace("order-42"), Trace | None)
+orders.end_custom_trace("order-42", outputs=1, attributes={"k": 1}, status="OK")
+with orders.custom_trace("ada", "checkout", custom_trace_id="order-42", amount=3) as order:
+    assert_type(order, LiveSpan)
+orders.active_traces["order-42"] = order  # type: ignore[index]  # pyright: ignore
+CustomTraceManager(id_factory=lambda: "order-42")  # type: ignore[arg-type, misc]  # pyright: ignore
+
+
+async def use_order() -> None:
+    async with orders.custom_trace("ada", "checkout") as inside:
+        assert_type(inside, LiveSpan)
