@@ -103,6 +103,9 @@ INPUTS_KEY = SpanAttributeKey.INPUTS
 OUTPUTS_KEY = SpanAttributeKey.OUTPUTS
 SPAN_TYPE_KEY = SpanAttributeKey.SPAN_TYPE
 
+# What a span says its trace is when it records nothing.
+NOOP_TRACE_ID = str(cast(Any, NoOpSpan)().trace_id)
+
 # So many attributes fit on a span in any case, beside MLflow's own.
 SAFE_ATTRIBUTES = 64
 
@@ -397,6 +400,14 @@ def add_to_trace(trace_id: str, tags: dict[str, str], metadata: dict[str, str]) 
             trace.info.tags.update({k: v for k, v in tags.items() if k not in trace.info.tags})
             known = trace.info.trace_metadata
             known.update({k: v for k, v in metadata.items() if k not in known})
+
+
+def experiment_and_run(trace_id: str) -> tuple[str | None, str | None]:
+    """Return the experiment and the run that a trace in memory belongs to."""
+    with _trace_manager().get_trace(trace_id) as trace:
+        if trace is None:
+            return None, None
+        return trace.info.experiment_id, trace.info.trace_metadata.get(RUN_KEY)
 
 
 # -- writing and ending ------------------------------------------------------------------------
