@@ -51,6 +51,7 @@ def test_every_example_is_tested() -> None:
     tested = {
         "async_streaming.py",
         "dask_batch.py",
+        "guard_existing_code.py",
         "long_lived_app.py",
         "migrate_from_raw_client.py",
         "quickstart.py",
@@ -216,6 +217,26 @@ def test_a_dask_worker_dies_in_the_middle_of_a_batch(
     # A job whose result was lost with the worker ran twice, and is there twice.
     assert {span.inputs for span in named(trace, "job")} == set(range(20))
     assert {span.parent_id for span in named(trace, "job")} == {root.span_id}
+
+
+def test_guard_existing_code(store: Store) -> None:
+    printed = run("guard_existing_code.py", store)
+    assert "raw: 0 readable traces" in printed
+    assert "guarded: 1 readable trace" in printed
+    assert "nested: 1 readable trace" in printed
+    assert "told: Span 'order A2'" in printed
+    guarded, nested = store.traces()
+    assert [len(guarded.data.spans), len(nested.data.spans)] == [7, 8]
+    for trace in (guarded, nested):
+        (orders,) = named(trace, "orders")
+        assert (status(orders), orders.outputs) == ("OK", {"total": 11.0})
+        (invalid,) = named(trace, "order A2")
+        assert (status(invalid), outcome(invalid)) == ("ERROR", "ok")
+        (leaked,) = (s for s in named(trace, "validate") if s.parent_id == invalid.span_id)
+        assert (status(leaked), outcome(leaked)) == ("ERROR", "orphaned")
+        assert "guard_existing_code.py" in leaked.get_attribute("spanguard.opened_at")
+    (request,) = named(nested, "request")
+    assert named(nested, "orders")[0].parent_id == request.span_id
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
