@@ -13,7 +13,7 @@ from typing import Any
 
 import mlflow
 
-from spanguard import traced, traced_span
+from spanguard import guard, traced, traced_span
 from tests.store import await_true
 
 
@@ -96,3 +96,11 @@ def leaking_job(number: int) -> None:
 
 
 leaked: list[Any] = []
+
+
+def raw_job(number: int) -> None:
+    """Do as code for the raw client does, and leave a span open."""
+    client = guard(mlflow.MlflowClient())
+    root = client.start_trace("raw job", inputs=number)
+    client.start_span("leaked", root.trace_id, root.span_id)
+    client.end_trace(root.trace_id)

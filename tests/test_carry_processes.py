@@ -398,3 +398,17 @@ def test_what_crosses_is_strings(store: Store) -> None:
     assert b"a secret" not in crossing
     _, fields = context.__reduce__()
     assert {type(field) for field in fields} <= {str, bool, type(None)}
+
+
+def test_raw_code_on_a_guarded_client_joins_the_trace(
+    store: Store, spawned: ProcessPoolExecutor
+) -> None:
+    with traced_span("root") as root:
+        list(spawned.map(carry(jobs.raw_job), range(3)))
+    trace = store.trace()
+    found, leaked = named(trace, "raw job"), named(trace, "leaked")
+    assert sorted(span.inputs for span in found) == [0, 1, 2]
+    assert {span.parent_id for span in found} == {root.span_id}
+    assert {status(span) for span in found} == {"OK"}
+    assert sorted(span.parent_id for span in leaked) == sorted(span.span_id for span in found)
+    assert {outcome(span) for span in leaked} == {"orphaned"}

@@ -53,6 +53,7 @@ def test_every_example_is_tested() -> None:
         "async_streaming.py",
         "custom_ids.py",
         "dask_batch.py",
+        "guard_existing_code.py",
         "long_lived_app.py",
         "migrate_from_raw_client.py",
         "quickstart.py",
@@ -243,6 +244,26 @@ def test_custom_ids(store: Store) -> None:
     # The process that knew nothing but the order's number.
     assert f"{order} is {first.info.trace_id}, of ada" in printed
     assert "reserve stock" in printed
+
+
+def test_guard_existing_code(store: Store) -> None:
+    printed = run("guard_existing_code.py", store)
+    assert "raw: 0 readable traces" in printed
+    assert "guarded: 1 readable trace" in printed
+    assert "nested: 1 readable trace" in printed
+    assert "told: Span 'order A2'" in printed
+    guarded, nested = store.traces()
+    assert [len(guarded.data.spans), len(nested.data.spans)] == [7, 8]
+    for trace in (guarded, nested):
+        (orders,) = named(trace, "orders")
+        assert (status(orders), orders.outputs) == ("OK", {"total": 11.0})
+        (invalid,) = named(trace, "order A2")
+        assert (status(invalid), outcome(invalid)) == ("ERROR", "ok")
+        (leaked,) = (s for s in named(trace, "validate") if s.parent_id == invalid.span_id)
+        assert (status(leaked), outcome(leaked)) == ("ERROR", "orphaned")
+        assert "guard_existing_code.py" in leaked.get_attribute("spanguard.opened_at")
+    (request,) = named(nested, "request")
+    assert named(nested, "orders")[0].parent_id == request.span_id
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

@@ -155,6 +155,30 @@ def test_carried_work_in_a_forked_child_joins_the_trace(store: Store) -> None:
     assert spans["job"].parent_id == spans["root"].span_id
 
 
+def test_the_child_ends_nothing_that_raw_code_opened_in_the_parent(store: Store) -> None:
+    run(
+        """
+        client = spanguard.guard(ambient=True)
+        root = client.start_trace("root")
+        step = client.start_span("step", root.trace_id, root.span_id)
+
+        def child():
+            client.end_span(root.trace_id, step.span_id, outputs="child")
+            client.end_trace(root.trace_id, outputs="child")
+            client.end_trace(client.start_trace("of the child").trace_id)
+            assert spanguard.flush(30)
+
+        assert forked(child) == 0
+        client.end_span(root.trace_id, step.span_id, outputs="parent")
+        client.end_trace(root.trace_id, outputs="parent")
+        """,
+        store,
+    )
+    traces = {tuple(span.name for span in trace.data.spans): trace for trace in store.traces()}
+    assert set(traces) == {("root", "step"), ("of the child",)}
+    assert [span.outputs for span in traces["root", "step"].data.spans] == ["parent"] * 2
+
+
 def test_a_child_of_a_child(store: Store) -> None:
     run(
         """

@@ -17,6 +17,7 @@ from spanguard._config import (
 from spanguard._custom import CustomTraceManager, trace_id_for
 from spanguard._decorator import traced
 from spanguard._exit import close_open_spans, flush, open_spans
+from spanguard._guard import guard
 from spanguard._registry import OpenSpan
 from spanguard._signals import install_signal_handlers
 from spanguard._span import current_span, traced_span
@@ -67,6 +68,7 @@ __all__ = [
     "close_open_spans",
     "current_span",
     "flush",
+    "guard",
     "install_signal_handlers",
     "limits",
     "open_spans",

@@ -8,6 +8,9 @@ of writing into a finished trace, which MLflow would make unreadable.
 
 from __future__ import annotations
 
+import asyncio
+import threading
+import weakref
 from contextvars import ContextVar
 from typing import Any, cast
 
@@ -20,7 +23,9 @@ __all__ = [
     "BodyContext",
     "OverlappingAmbient",
     "StandIn",
+    "Strand",
     "ambient_span",
+    "other_span",
     "pushed",
 ]
 
@@ -137,9 +142,40 @@ def ambient_span() -> OtelSpan:
     return cast(OtelSpan, active)
 
 
+def other_span() -> OtelSpan:
+    """Return what another API has made active here, below all that we have put there."""
+    active: Any = _mlflow.current_otel_span()
+    while type(active) is StandIn:
+        active = active.below
+    return cast(OtelSpan, active)
+
+
 # The innermost push of all managers in this context (see _state.py). It is here because a
 # generator's body has its own, like its ambient span.
 pushed: ContextVar[Any] = ContextVar("spanguard_pushed", default=None)
+
+
+class Strand:
+    """What tells a task from its parent, which shares its thread, and from its children."""
+
+    __slots__ = ("_task", "_thread")
+
+    def __init__(self) -> None:
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # no event loop runs in this thread
+            task = None
+        self._thread = threading.get_ident()
+        self._task = weakref.ref(task) if task is not None else None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Strand) or (self._task is None) != (other._task is None):
+            return False
+        if self._task is None or other._task is None:
+            return self._thread == other._thread
+        return self._task() is other._task()
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class BodyContext:

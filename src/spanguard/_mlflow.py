@@ -110,6 +110,9 @@ INPUTS_KEY = SpanAttributeKey.INPUTS
 OUTPUTS_KEY = SpanAttributeKey.OUTPUTS
 SPAN_TYPE_KEY = SpanAttributeKey.SPAN_TYPE
 
+# What a span says its trace is when it records nothing.
+NOOP_TRACE_ID = str(cast(Any, NoOpSpan)().trace_id)
+
 # So many attributes fit on a span in any case, beside MLflow's own.
 SAFE_ATTRIBUTES = 64
 
@@ -422,6 +425,14 @@ def set_client_request_id(trace_id: str, text: str) -> None:
     with _trace_manager().get_trace(trace_id) as trace:
         if trace is not None:
             trace.info.client_request_id = text
+
+
+def experiment_and_run(trace_id: str) -> tuple[str | None, str | None]:
+    """Return the experiment and the run that a trace in memory belongs to."""
+    with _trace_manager().get_trace(trace_id) as trace:
+        if trace is None:
+            return None, None
+        return trace.info.experiment_id, trace.info.trace_metadata.get(RUN_KEY)
 
 
 # -- writing and ending ------------------------------------------------------------------------

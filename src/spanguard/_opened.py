@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from spanguard import _mlflow, _record, _registry
 from spanguard._config import is_strict
 from spanguard._context import Ambient
 from spanguard._findings import contained, internal_error, settle
 from spanguard._outcome import ABANDONED, OK, Outcome, classify
-from spanguard._payload import as_mapping
+from spanguard._payload import as_mapping, clean, clean_attributes
 from spanguard._proxy import SpanProxy, parse_status
 from spanguard._registry import OpenSpan
-from spanguard._request import SpanRequest
+from spanguard._request import SpanRequest, read_time
 from spanguard._site import Site, user_site
 from spanguard.exceptions import (
     OrphanedSpanError,
@@ -24,7 +24,13 @@ from spanguard.exceptions import (
     TraceLostError,
 )
 
-__all__ = ["OpenedSpan", "left_behind_finding", "left_open_finding", "orphans_finding"]
+__all__ = [
+    "OpenedSpan",
+    "already_ended_finding",
+    "left_behind_finding",
+    "left_open_finding",
+    "orphans_finding",
+]
 
 
 class OpenedSpan:
@@ -33,6 +39,7 @@ class OpenedSpan:
     __slots__ = (
         "__weakref__",
         "_kept",
+        "_last",
         "_provider",
         "ambient",
         "client",
@@ -58,14 +65,19 @@ class OpenedSpan:
         self.ambient: Ambient | None = None
         self.on_orphaned: Callable[[], object] | None = None
         self._kept: list[SpanguardError] = []
+        self._last: dict[str, Any] = {}  # what a given client's end is to be called with
         self._provider = _mlflow.current_provider()
         self.entry = _registry.entry_of(_mlflow.otel_span(live))
         self.proxy: SpanProxy = SpanProxy(live, self)
         if self.entry is not None:
             self.entry.live = live
             self.entry.opened = weakref.ref(self)
-            if self.client is not None:
-                self.entry.ender = _client_ender(self.client, live, is_root=is_root)
+            self.entry.ender = self._ender()
+
+    def _ender(self) -> _mlflow.Ender | None:
+        if self.client is None:
+            return None
+        return _client_ender(self.client, self.live, self._last, is_root=self.is_root)
 
     # -- being active
 
@@ -110,6 +122,16 @@ class OpenedSpan:
         if self.on_orphaned is not None:
             self.on_orphaned()
 
+    def close_as_orphan(self, orphaned_by: str) -> list[tuple[OpenSpan, Site]]:
+        """End the span in its opener's stead, descendants first; report what was open."""
+        if self.entry is None:  # a user's double
+            self.close()
+            self.closed_by = "ancestor"
+            return []
+        closed = _registry.close_descendants(self.entry)
+        report = _registry.close_orphan(self.entry, orphaned_by)
+        return closed if report is None else [*closed, (report, self.entry.site)]
+
     def close(
         self,
         raised: BaseException | None = None,
@@ -152,10 +174,7 @@ class OpenedSpan:
             if raised is not None or outcome is not None:
                 self._record_outcome(raised, outcome or classify(raised, self.expected))
         finally:
-            ender = None
-            if self.client is not None:
-                ender = _client_ender(self.client, self.live, is_root=self.is_root)
-            _record.end(self.live, ender, end_time_ns)
+            _record.end(self.live, self._ender(), end_time_ns)
             if self.entry is not None and not self.entry.ended:
                 # An exporter of MLflow's that fails in the middle of an end keeps it from us.
                 _registry.note_end(self.entry)
@@ -185,21 +204,11 @@ class OpenedSpan:
         entry = self.entry
         if entry is not None and entry.ended and entry.children:
             _registry.close_descendants(entry)
-        error = SpanAlreadyEndedError(
-            f"Span {self.name!r} ({self.live.span_id}) had already ended"
-            f"{self._ended_how()}; ending it again did nothing. End each span once.",
-            span_name=self.name,
-            span_id=self.live.span_id,
-            trace_id=self.live.trace_id,
-        )
-        if entry is not None and entry.orphaned_by and not is_strict(self.strict):
+        orphaned_by = entry.orphaned_by if entry is not None else None
+        if orphaned_by is not None and not is_strict(self.strict):
             return []  # its orphan warning has told it
-        return [error]
-
-    def _ended_how(self) -> str:
-        if self.entry is not None and self.entry.orphaned_by:
-            return f", closed as an orphan of {self.entry.orphaned_by}"
-        return ""
+        live = self.live
+        return [already_ended_finding(self.name, live.span_id, live.trace_id, orphaned_by)]
 
     def _lost(self) -> TraceLostError | None:
         """Notice at the end of a span that its trace can no longer arrive."""
@@ -241,28 +250,89 @@ class OpenedSpan:
         self, outputs: Any, attributes: Any, status: Any, end_time_ns: int | None
     ) -> None:
         """End as `span.end(...)` asks, before the block or the manager does."""
-        findings = []
-        if self.is_open:
-            findings += self.write_last(outputs, attributes, status)
-        if not isinstance(end_time_ns, int) or isinstance(end_time_ns, bool):
-            end_time_ns = None
-        findings += self.close(by="user", end_time_ns=end_time_ns)
+        findings = self.end(outputs, attributes, status, end_time_ns)
         if findings:
-            settle(findings, strict=self.strict, raised=sys.exc_info()[1], site=user_site(2))
+            self.tell(findings, self.strict, user_site(2))
+
+    def tell(self, findings: list[SpanguardError], strict: bool | None, site: Site) -> None:
+        """Raise or warn of what was found at an end that was called for by hand.
+
+        In strict mode, with an exception under way: nobody can tell here whether it is handled
+        already, so the span above tells at its end, when it is known.
+        """
+        under_way = sys.exc_info()[1]
+        if under_way is not None and is_strict(strict):
+            for finding in findings:
+                finding.site = finding.site or site
+            above = self._open_above()
+            if above is not None and above.keep(findings):
+                return
+        settle(findings, strict=strict, raised=under_way, site=site)
+
+    def _open_above(self) -> OpenedSpan | None:
+        """Return the nearest span above that is open, and one of ours."""
+        above: Any = self.entry
+        while above is not None:
+            above = above.parent
+            found = getattr(above, "opened", None)
+            opened = found() if found is not None else None
+            if opened is not None and opened.is_open:
+                return cast("OpenedSpan", opened)
+        return None
+
+    def end(
+        self, outputs: Any, attributes: Any, status: Any, end_time_ns: Any
+    ) -> list[SpanguardError]:
+        """End with what is given along with it, and return what was found wrong. Never raises."""
+        findings: list[SpanguardError] = []
+        at, finding = read_time("end_time_ns", end_time_ns, self.name)
+        if self.is_open:
+            if finding is not None:
+                findings.append(finding)
+            findings += self.write_last(outputs, attributes, status)
+        if self._is_called_by_its_owner():
+            self.closed_by = "owner"
+            _record.end(self.live, self._ender(), at)
+            return findings
+        return findings + self.close(by="user", end_time_ns=at)
+
+    def _is_called_by_its_owner(self) -> bool:
+        """Tell whether a block around a guarded client is ending the span, by calling that."""
+        entry = self.entry
+        return self.closed_by is None and entry is not None and _registry.is_ending_here(entry)
 
     def write_last(self, outputs: Any, attributes: Any, status: Any) -> list[SpanguardError]:
         """Record what is given along with an end; return what was wrong with it."""
         findings: list[SpanguardError] = []
+        named: dict[str, Any] = {}
+        if attributes is not None:
+            named, reserved = _record.attribute_names(as_mapping(attributes))
+            findings += reserved
+        if self.client is not None:
+            outputs, named = self._leave_to_client(outputs, named)
         if outputs is not None:
             _record.outputs(self.live, outputs)
-        if attributes is not None:
-            findings += _record.attributes(self.live, as_mapping(attributes))
+        if named:
+            _record.attributes(self.live, named)
         code, description, finding = parse_status(status)
         if finding is not None:
             findings.append(finding)
         if code == "ERROR":
             _record.error(self.live, description)
         return findings
+
+    def _leave_to_client(self, outputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Keep what the client's end is to be called with; return the rest, to be recorded here.
+
+        The client may be one that takes secrets out.
+        """
+        if outputs is not None:
+            self._last["outputs"] = clean(outputs)
+        items = list(named.items())
+        room = max(0, _mlflow.SAFE_ATTRIBUTES - _mlflow.attribute_count(self.live))
+        if items[:room]:
+            self._last["attributes"] = clean_attributes(dict(items[:room]))
+        return None, dict(items[room:])
 
     def __del__(self) -> None:
         # Nobody can end it any more. An attribute may be missing if __init__ was interrupted.
@@ -295,6 +365,20 @@ def _abandoned(opened: OpenedSpan, site: Site) -> OrphanedSpanError:
     )
 
 
+def already_ended_finding(
+    name: str, span_id: Any, trace_id: Any, orphaned_by: str | None
+) -> SpanAlreadyEndedError:
+    """Make a finding of a span that is ended a second time."""
+    how = "" if orphaned_by is None else f", closed as an orphan of {orphaned_by}"
+    return SpanAlreadyEndedError(
+        f"Span {name!r} ({span_id}) had already ended{how}; ending it again did nothing. "
+        "End each span once.",
+        span_name=name,
+        span_id=span_id,
+        trace_id=trace_id,
+    )
+
+
 def orphans_finding(
     opened: OpenedSpan,
     closed: list[tuple[OpenSpan, Site]],
@@ -306,10 +390,9 @@ def orphans_finding(
 
 
 def left_open_finding(
-    outermost: OpenedSpan, closed: list[tuple[OpenSpan, Site]]
+    outermost: OpenedSpan, closed: list[tuple[OpenSpan, Site]], found: str
 ) -> list[SpanguardError]:
-    """Make one finding of what was pushed and not popped when its manager's block ended."""
-    found = f"The block of a TraceStateManager ended with {len(closed)} not popped"
+    """Make one finding of what a block found open at its end; `found` says which block it was."""
     return _orphans(outermost, closed, OrphanedSpanError, found)
 
 
@@ -345,9 +428,13 @@ def _orphans(
     return [finding]
 
 
-def _client_ender(client: Any, live: Any, *, is_root: bool) -> Any:
+def _client_ender(client: Any, live: Any, last: dict[str, Any], *, is_root: bool) -> _mlflow.Ender:
     def end(status: Any, end_time_ns: int | None) -> None:
-        extra = {} if end_time_ns is None else {"end_time_ns": end_time_ns}
+        if _mlflow.otel_span(live) is not None and not _mlflow.is_buffered(live.trace_id):
+            # Evicted. The client would ask the store for it: for minutes, if that is down.
+            _mlflow.end_live(live, end_time_ns)
+            return
+        extra = dict(last) if end_time_ns is None else {**last, "end_time_ns": end_time_ns}
         if is_root:
             client.end_trace(trace_id=live.trace_id, status=status, **extra)
         else:

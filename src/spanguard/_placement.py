@@ -42,6 +42,8 @@ def place(name: str, trace_id: str | None, parent_id: str | None) -> Place:
     """
     if trace_id is None and parent_id is None:
         return _under_ambient(name)
+    if trace_id == _mlflow.NOOP_TRACE_ID:  # tracing is off, or was when the parent started
+        return Place(_mlflow.noop_span())
     if parent_id is not None:
         parent = _open_span(trace_id, parent_id)
         if parent is not None:

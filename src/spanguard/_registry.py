@@ -73,6 +73,7 @@ class Entry:
         "ended",
         "ender",
         "live",
+        "on_end",
         "opened",
         "orphaned_by",
         "parent",
@@ -93,7 +94,7 @@ class Entry:
         self.site: Site = user_site(5)
         self.started = time.monotonic()
         self.thread = threading.current_thread()
-        self.claimed = False
+        self.claimed = 0  # by which thread
         self.ended = False
         self.orphaned_by: str | None = None
         # Set by _span.py for spans opened through spanguard:
@@ -101,6 +102,8 @@ class Entry:
         self.ender: Callable[[Any, int | None], None] | None = None
         self.opened: weakref.ref[OpenedSpan] | None = None
         self.stand_in: StandIn | None = None
+        # What is to be done when it ends, by whatever API; and what it keeps alive until then.
+        self.on_end: Callable[[], object] | None = None
 
     @property
     def otel(self) -> Any:
@@ -193,6 +196,9 @@ def note_end(entry: Entry) -> None:
             return
         entry.ended = True
         _unlink(entry)
+    on_end, entry.on_end = entry.on_end, None
+    if on_end is not None:
+        on_end()
     if entry.stand_in is not None:
         entry.stand_in.fall_back()
 
@@ -254,6 +260,27 @@ def watch() -> bool:
     return True
 
 
+_UNHEARD = Site(compile("", "<before spanguard listened>", "exec"), 0)
+
+
+def hear_of(trace_id: str) -> None:
+    """Take note of what is open in a trace that was started before we listened."""
+    for span in _mlflow.open_spans_in(trace_id):  # parents first
+        otel: Any = _mlflow.otel_span(span)
+        entry = entry_of(otel)
+        if entry is None:
+            _watcher.on_start(otel)
+            entry = entry_of(otel)
+            if entry is not None:
+                entry.site = _UNHEARD
+        elif entry.parent is None and otel.parent is not None:
+            parent = _open.get(otel.parent.span_id)
+            if parent is not None:
+                with _lock:
+                    entry.parent = parent
+                    _adopt(parent, entry)
+
+
 def entry_of(otel: OtelSpan | None) -> Entry | None:
     """Return the entry of a span that is open in this process."""
     # A span that does not record (disabled, sampled out) may carry its parent's ids.
@@ -313,8 +340,13 @@ def claim(entry: Entry) -> bool:
     with _lock:
         if entry.claimed or entry.ended:
             return False
-        entry.claimed = True
+        entry.claimed = threading.get_ident()
         return True
+
+
+def is_ending_here(entry: Entry) -> bool:
+    """Tell whether this very thread has claimed a span, and is in the middle of its end."""
+    return entry.claimed == threading.get_ident() and not entry.ended
 
 
 # -- closing what was left open ----------------------------------------------------------------

@@ -9,7 +9,7 @@ from spanguard import _mlflow
 from spanguard._payload import clean_labels, clean_text, shortened, whole_text
 from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError
 
-__all__ = ["SpanRequest"]
+__all__ = ["SpanRequest", "read_time"]
 
 MAX_SPAN_NAME_CHARS = 4_000
 # A longer session id costs the whole trace on newer versions of MLflow (test_custom.py).
@@ -158,18 +158,10 @@ class SpanRequest:
         return clean_text(span_type)
 
     def _start_time(self, value: Any) -> int | None:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            try:
-                nanoseconds = int(value)
-                if 0 < nanoseconds < 2**63:
-                    return nanoseconds
-            except (ValueError, OverflowError):
-                pass
-        self._found(
-            f"start_time_ns of span {self.name!r} is not a time in nanoseconds since 1970; now "
-            "was taken. Pass time.time_ns()."
-        )
-        return None
+        nanoseconds, finding = read_time("start_time_ns", value, self.name)
+        if finding is not None:
+            self.findings.append(finding)
+        return nanoseconds
 
     def _otel_id(self, value: Any) -> str | None:
         if isinstance(value, str) and _OTEL_TRACE_ID.fullmatch(value) and int(value, 16):
@@ -204,6 +196,10 @@ class SpanRequest:
         }
         return [argument for argument, value in given.items() if value is not None]
 
+    def misplaced_under(self, parent: Any) -> list[str]:
+        """Return the names of the given arguments that a child of `parent` cannot honour."""
+        return self.trace_arguments()
+
     def trace_tags(self) -> dict[str, str]:
         return clean_labels(self.tags) if self.tags is not None else {}
 
@@ -217,3 +213,23 @@ class SpanRequest:
             if given is not None:
                 metadata[key] = shortened(whole_text(given), MAX_SESSION_CHARS)
         return metadata
+
+
+def read_time(
+    argument: str, value: Any, span_name: str
+) -> tuple[int | None, InvalidSpanArgumentError | None]:
+    """Read a time in nanoseconds: the time, None for now; and what is wrong with it."""
+    if value is None:
+        return None, None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            nanoseconds = int(value)
+            if 0 < nanoseconds < 2**63:
+                return nanoseconds, None
+        except (ValueError, OverflowError):
+            pass
+    return None, InvalidSpanArgumentError(
+        f"{argument} of span {span_name!r} is not a time in nanoseconds since 1970; now "
+        "was taken. Pass time.time_ns().",
+        span_name=span_name,
+    )

@@ -19,7 +19,7 @@ from spanguard._placement import Place, place, root_place
 from spanguard._proxy import SpanProxy
 from spanguard._request import SpanRequest
 from spanguard._site import user_site
-from spanguard.exceptions import InvalidSpanArgumentError
+from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError, SpanguardWarning
 
 __all__ = ["current_span", "open_span", "traced_span"]
 
@@ -85,16 +85,17 @@ def _is_child(spot: Place) -> bool:
 
 
 def _check_trace_arguments(request: SpanRequest, spot: Place) -> None:
-    given = request.trace_arguments()
-    if given and _is_child(spot):
-        request.findings.append(
-            InvalidSpanArgumentError(
-                f"{', '.join(given)} of span {request.name!r} belong to a trace, and this span is "
-                "a child. Tags and metadata were added to its trace, the rest was ignored. Pass "
-                "them where the trace starts.",
-                span_name=request.name,
+    if _is_child(spot):
+        given = request.misplaced_under(spot.parent)
+        if given:
+            request.findings.append(
+                InvalidSpanArgumentError(
+                    f"{', '.join(given)} of span {request.name!r} belong to a trace, and this span "
+                    "is a child. Tags and metadata were added to its trace, the rest was ignored. "
+                    "Pass them where the trace starts, or start another with new_trace=True.",
+                    span_name=request.name,
+                )
             )
-        )
     elif request.experiment_id is not None:
         finding = _experiments.check(request.experiment_id, request.name)
         if finding is not None:
@@ -121,7 +122,7 @@ def _attributes(request: SpanRequest) -> dict[str, Any]:
 def _start(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> OpenedSpan:
     """Start the span, bare: a payload that MLflow chokes on must not cost the span."""
     live: Any = None
-    with contained("starting a span"):
+    try:
         _exit.listen()
         if request.otel_trace_id is not None:
             with _mlflow.trace_id_chosen(request.otel_trace_id):
@@ -129,10 +130,18 @@ def _start(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> Ope
             _trace_ids.check(request, live)
         else:
             live = _start_at(request, spot, attributes)
+    except (SpanguardError, SpanguardWarning):
+        raise  # of a guarded client: nothing failed, and it is for the user
+    except Exception as error:
+        internal_error("starting a span", error)
     if live is None:
         live = _mlflow.noop_span()
     is_root = spot.parent is None and getattr(live, "parent_id", None) is None
-    return OpenedSpan(request, live, is_root=is_root)
+    opened = OpenedSpan(request, live, is_root=is_root)
+    if request.client is not None and opened.entry is not None:
+        # A client of the user's own class has frames between us and the line that called.
+        opened.entry.site = user_site(3)
+    return opened
 
 
 def _start_at(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> Any:

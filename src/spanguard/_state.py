@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import os
 import threading
@@ -16,7 +15,7 @@ from mlflow.entities import LiveSpan
 from spanguard import _registry
 from spanguard._block import Block
 from spanguard._config import is_strict
-from spanguard._context import pushed
+from spanguard._context import Strand, pushed
 from spanguard._findings import settle
 from spanguard._mlflow import otel_span
 from spanguard._opened import OpenedSpan, left_open_finding, orphans_finding
@@ -37,29 +36,6 @@ __all__ = ["TraceStateManager"]
 Scope = Literal["context", "process"]
 
 
-class _Strand:
-    """What tells a task from its parent, which shares its thread, and from its children."""
-
-    __slots__ = ("_task", "_thread")
-
-    def __init__(self) -> None:
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:  # no event loop runs in this thread
-            task = None
-        self._thread = threading.get_ident()
-        self._task = weakref.ref(task) if task is not None else None
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Strand) or (self._task is None) != (other._task is None):
-            return False
-        if self._task is None or other._task is None:
-            return self._thread == other._thread
-        return self._task() is other._task()
-
-    __hash__ = None  # type: ignore[assignment]
-
-
 class _Frame:
     """One push, linked to the one below it: the immutable value that contexts copy."""
 
@@ -71,7 +47,7 @@ class _Frame:
         # Weak: contexts hold frames for as long as they like, and must not keep spans alive.
         self._opened = weakref.ref(opened)
         self.below = below
-        self.pusher = _Strand()
+        self.pusher = Strand()
 
     @property
     def stands(self) -> bool:
@@ -248,7 +224,7 @@ class TraceStateManager:
         return popped.proxy if popped is not None else None  # type: ignore[return-value]
 
     def _top_to_pop(self) -> _Frame | None:
-        strand = _Strand()
+        strand = Strand()
         with self._lock:
             for frame, _ in self._stack():
                 if self._scope == "process" or frame.pusher == strand:
@@ -307,14 +283,7 @@ class TraceStateManager:
         closed: list[tuple[OpenSpan, Site]] = []
         label = popped.entry.label if popped.entry is not None else popped.name
         for opened in self._above(frame):
-            if opened.entry is not None:
-                closed += _registry.close_descendants(opened.entry)
-                report = _registry.close_orphan(opened.entry, label)
-                if report is not None:
-                    closed.append((report, opened.entry.site))
-            else:
-                opened.close()
-                opened.closed_by = "ancestor"
+            closed += opened.close_as_orphan(label)
         return closed
 
     def _above(self, frame: _Frame) -> list[OpenedSpan]:
@@ -398,7 +367,8 @@ class TraceStateManager:
         if exc is None and unwound:
             reports = [report for _, report in unwound if report is not None]
             outermost = unwound[-1][0]
-            findings = left_open_finding(outermost, reports)
+            found = f"The block of a TraceStateManager ended with {len(reports)} not popped"
+            findings = left_open_finding(outermost, reports, found)
             settle(findings, strict=self._strict, raised=None, site=user_site(2))
 
 

@@ -19,6 +19,7 @@ from spanguard import (
     close_open_spans,
     current_span,
     flush,
+    guard,
     limits,
     open_spans,
     strict,
@@ -82,6 +83,25 @@ with manager as same:
 with manager.trace("b") as pushed:
     assert_type(pushed, LiveSpan)
 TraceStateManager(scope="galaxy")  # type: ignore[arg-type]  # pyright: ignore
+
+guarded = guard(client, strict=True, ambient=True)
+as_the_client: mlflow.MlflowClient = guarded
+root = guarded.start_trace("root", "CHAIN", inputs=1, tags={"k": "v"}, new_trace=True)
+assert_type(root, LiveSpan)
+assert_type(guarded.start_span("child", root.trace_id, root.span_id, span_type="TOOL"), LiveSpan)
+assert_type(guarded.start_span("child", request_id=root.trace_id, parent_id=None), LiveSpan)
+guarded.end_span(root.trace_id, root.span_id, outputs=1, status="ERROR")
+guarded.end_trace(request_id=root.trace_id, outputs=1, attributes={"k": 1})
+with guard() as late:
+    late.end_trace(late.start_trace("root").trace_id)
+guard(17)  # type: ignore[arg-type]  # pyright: ignore
+guarded.start_span("child", parent_id=17)  # type: ignore[arg-type]  # pyright: ignore
+
+
+async def use_guarded() -> None:
+    async with guard() as inside:
+        inside.start_trace("root")
+
 
 assert_type(current_span(), LiveSpan | None)
 assert_type(open_spans(older_than=1.5), list[OpenSpan])
