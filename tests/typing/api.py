@@ -22,6 +22,7 @@ from spanguard import (
     strict,
     trace_batch,
     traced_span,
+    watch,
 )
 
 client = mlflow.MlflowClient()
@@ -91,6 +92,12 @@ with strict():
     pass
 with limits(value_chars=1) as caps:
     assert_type(caps.value_chars, int)
+
+watch(300)
+watch(None)
+with watch(open_longer_than=0.5) as watching:
+    assert_type(watching.open_longer_than, float | None)
+watch()  # type: ignore[call-arg]  # pyright: ignore
 
 error = spanguard.OrphanedSpanError()
 assert_type(error.span_name, str | None)
