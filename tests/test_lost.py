@@ -1,4 +1,8 @@
-"""Traces that MLflow will lose: noticed when a span ends, never in silence."""
+"""Traces that MLflow will lose: noticed when a span ends, never in silence.
+
+Where MLflow's buffer is left alone it evicts open traces: with a timeout set. Without one they are
+kept (test_longlived.py).
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ RETIRES_PROVIDERS = Version(mlflow.__version__) >= Version("3.12")
 
 
 def small_buffer(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setenv("MLFLOW_TRACE_TIMEOUT_SECONDS", "3600")
     monkeypatch.setenv("MLFLOW_TRACE_BUFFER_MAX_SIZE", str(size))
     InMemoryTraceManager.reset()
 
@@ -35,22 +40,38 @@ def crowd_out(count: int) -> None:
 def test_an_evicted_trace_is_a_warning(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     small_buffer(monkeypatch, 3)
     with pytest.warns(TraceLostWarning, match="evicted it from its buffer") as caught:
-        with traced_span("root") as root:
-            crowd_out(5)
-            assert root.span_id
+        block = traced_span("root")
+        root = block.__enter__()
+        crowd_out(5)
+        block.__exit__(None, None, None)
     (message,) = (str(w.message) for w in caught if root.trace_id in str(w.message))
     assert "MLFLOW_TRACE_BUFFER_MAX_SIZE" in message
     assert mlflow.get_current_active_span() is None
+
+
+def test_where_traces_are_evicted_a_warning_comes_before_the_first(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_buffer(monkeypatch, 3)
+    with pytest.warns(TraceLostWarning) as caught:
+        with traced_span("root"):
+            pass
+        with traced_span("next"):
+            pass
+    (warning,) = caught
+    assert "MLFLOW_TRACE_TIMEOUT_SECONDS is set to 3600" in str(warning.message)
+    assert "more than 3 are open" in str(warning.message)
+    assert warning.filename == __file__
+    assert len(store.traces()) == 2
 
 
 def test_an_evicted_trace_raises_in_strict_mode(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_buffer(monkeypatch, 3)
-    with pytest.raises(spanguard.TraceLostError) as caught:
+    with pytest.raises(spanguard.TraceLostError) as caught, pytest.warns(TraceLostWarning):
         with traced_span("root", strict=True) as root:
-            with pytest.warns(TraceLostWarning):
-                crowd_out(5)
+            crowd_out(5)
     assert (caught.value.span_name, caught.value.trace_id) == ("root", root.trace_id)
     assert spanguard.open_spans() == []
 

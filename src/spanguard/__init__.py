@@ -22,6 +22,7 @@ from spanguard._registry import OpenSpan
 from spanguard._signals import install_signal_handlers
 from spanguard._span import current_span, traced_span
 from spanguard._state import TraceStateManager
+from spanguard._watchdog import watch
 from spanguard.exceptions import (
     DuplicateTraceIdError,
     EmptyTraceStackError,
@@ -77,4 +78,5 @@ __all__ = [
     "trace_id_for",
     "traced",
     "traced_span",
+    "watch",
 ]

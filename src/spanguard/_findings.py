@@ -13,9 +13,9 @@ from types import TracebackType
 
 from spanguard._config import is_strict
 from spanguard._site import Site
-from spanguard.exceptions import SpanguardError
+from spanguard.exceptions import SpanguardError, SpanguardWarning
 
-__all__ = ["contained", "internal_error", "settle"]
+__all__ = ["contained", "internal_error", "settle", "warn_once"]
 
 logger = logging.getLogger("spanguard")
 
@@ -66,22 +66,24 @@ def _annotate(exception: BaseException, finding: SpanguardError, site: Site) -> 
 
 
 def _warn_once(finding: SpanguardError, site: Site, raised: BaseException | None) -> None:
-    spot = finding.site or site
-    key = (type(finding).__name__, spot.code.co_filename, spot.line)
+    try:
+        warn_once(str(finding), finding.warning, finding.site or site)
+    except Warning:
+        # `-W error`: the user asked for exceptions, but never in place of one of theirs.
+        if raised is None:
+            raise
+
+
+def warn_once(text: str, category: type[SpanguardWarning], spot: Site) -> None:
+    """Warn at a line, the first time that something of this kind is found there."""
+    key = (category.__name__, spot.code.co_filename, spot.line)
     if key in _warned:
         return
     if len(_warned) >= _MAX_REMEMBERED:
         _warned.clear()
     _warned.add(key)
-    try:
-        # A registry of its own: "once" is ours to decide, not the interpreter's per-module memory.
-        warnings.warn_explicit(
-            str(finding), finding.warning, spot.code.co_filename, spot.line, registry={}
-        )
-    except Warning:
-        # `-W error`: the user asked for exceptions, but never in place of one of theirs.
-        if raised is None:
-            raise
+    # A registry of its own: "once" is ours to decide, not the interpreter's per-module memory.
+    warnings.warn_explicit(text, category, spot.code.co_filename, spot.line, registry={})
 
 
 def forget_sites() -> None:

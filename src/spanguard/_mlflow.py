@@ -19,6 +19,9 @@ touch                                          reason; without it
                                                without: a hidden one counts as replaced
 `InMemoryTraceManager` and its `_traces`       the live span of an id, and whether a trace was
                                                evicted; without the latter: eviction goes unnoticed
+its `_traces`, `_lock`, and of the buffer the  open traces must outlive MLflow's limits: the
+`ttl` and `maxsize`, of a trace `span_dict`,   buffer is replaced by one that keeps them;
+`is_remote_trace`; `_otel_id_to_mlflow_...`    without: a warning before the first loss
 `LiveSpan._span` and the OpenTelemetry span's  ending without MLflow's decorations when the full
 `_status`, `_attributes`                       end failed; ERROR after OK; the number of attributes
 `tracing.utils.TraceJSONEncoder`               to know beforehand what MLflow's own dump will do;
@@ -26,6 +29,8 @@ touch                                          reason; without it
 `tracing.attachments.Attachment`               must not be rewritten; without (3.10): there are none
 `exporter._async_queue._queue`                 to wait for what is pending without stopping MLflow's
                                                threads; without: MLflow's own, slower flush
+the `maxsize` of that queue, and the `_queue`  room for a burst of ends; without: MLflow drops what
+and `_max_queue_size` of the batch processor   does not fit, with a line in its log
 `InMemoryTraceManager.register_trace`,         spans of a trace that another process began; MLflow's
 `pop_trace`, `TraceInfo`                       public way drops them before their batch is exported;
                                                without: a carried span starts a trace of its own
@@ -54,11 +59,14 @@ import json
 import os
 import sys
 import threading
+import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import thread as _futures_thread
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import mlflow
@@ -87,6 +95,8 @@ from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Status, StatusCode
 from opentelemetry.trace import Span as OtelSpan
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from spanguard._buffer import ROOM, KeepingBuffer
 
 if TYPE_CHECKING:
     from mlflow.entities import Span
@@ -275,6 +285,7 @@ def watch(processor: SpanProcessor) -> bool:
         if processor not in _processors_of(current):
             current.add_span_processor(processor)
         _tracer = _provider_module._get_tracer(_provider_module.__name__)
+        _widen_export_queues()
         _watched = current
         return True
 
@@ -433,6 +444,103 @@ def experiment_and_run(trace_id: str) -> tuple[str | None, str | None]:
         if trace is None:
             return None, None
         return trace.info.experiment_id, trace.info.trace_metadata.get(RUN_KEY)
+
+
+# -- keeping what is open in memory ------------------------------------------------------------
+
+EXPORT_SECONDS = 60.0
+"""How long the spans of an ended trace may wait for their export and are not given up."""
+
+
+class TraceGuard:
+    """What `keep_open_traces` asks, and tells, who knows the open spans."""
+
+    def holds(self, span_id: str) -> bool:
+        """Tell whether a span is open and somebody is there to end it."""
+        raise NotImplementedError
+
+    def lost(self, span_id: str) -> None:
+        """Take note that an open root goes out of memory and will not arrive."""
+        raise NotImplementedError
+
+
+class _TracePolicy:
+    """What `KeepingBuffer` asks about a trace of MLflow's. Called with the manager locked."""
+
+    def __init__(self, manager: Any, guard: TraceGuard) -> None:
+        self._manager = manager
+        self._guard = guard
+
+    def guard_of(self, trace: Any) -> str | None:
+        return next(filter(self._guard.holds, reversed(trace.span_dict)), None)
+
+    def is_guarded(self, trace: Any, guard: str | None) -> bool:
+        if guard is not None and self._guard.holds(guard):
+            return True
+        root = next(iter(trace.span_dict), None)
+        return root is not None and self._guard.holds(root)
+
+    def is_busy(self, trace: Any) -> bool:
+        spans = trace.span_dict.values()
+        just_now = time.time_ns() - int(EXPORT_SECONDS * 1e9)
+
+        def keeps(span: LiveSpan) -> bool:
+            end = span.end_time_ns
+            return end is None or end > just_now
+
+        # The root first, then the youngest: of an open trace no more than two are looked at.
+        if any(map(keeps, _first(spans))) or any(map(keeps, reversed(spans))):
+            return True
+        return bool(trace.is_remote_trace) and self._is_held_remotely(trace.info.trace_id)
+
+    def _is_held_remotely(self, trace_id: str) -> bool:
+        known = self._manager._otel_id_to_mlflow_trace_id
+        return any(known.get(otel_id) == trace_id for otel_id in list(_remote_holds))
+
+    def dropped(self, trace_id: str, trace: Any) -> None:
+        for root in _first(trace.span_dict.values()):
+            otel = otel_span(root)
+            if otel is not None:  # MLflow itself would keep this for ever
+                known = self._manager._otel_id_to_mlflow_trace_id
+                known.pop(otel.get_span_context().trace_id, None)
+            if root.end_time_ns is None:
+                self._guard.lost(root.span_id)
+
+
+def _first(values: Iterable[Any]) -> list[Any]:
+    return list(islice(values, 1))
+
+
+_left_alone: Callable[[], Any] = lambda: None  # noqa: E731  # the buffer that was not replaced
+
+
+def keep_open_traces(guard: TraceGuard) -> str | None:
+    """See to it that MLflow forgets no trace that is open, whatever their number and age.
+
+    MLflow replaces its buffer on a reset, and when a timeout is set: so this is asked at each
+    root, and costs one comparison. Where the buffer cannot be replaced: why, once for each.
+    """
+    global _left_alone
+    manager: Any = InMemoryTraceManager._instance
+    buffer: Any = getattr(manager, "_traces", None)
+    if type(buffer) is KeepingBuffer or buffer is None or buffer is _left_alone():
+        return None
+    max_size, ttl = getattr(buffer, "maxsize", None), getattr(buffer, "ttl", None)
+    if max_size is None or ttl is None or not hasattr(manager, "_lock"):
+        _left_alone = weakref.ref(buffer)
+        timeout = getattr(buffer, "timeout", None)
+        if timeout is not None:
+            return (
+                f"MLFLOW_TRACE_TIMEOUT_SECONDS is set to {timeout}: MLflow drops a trace that is "
+                f"open for longer, and the oldest when more than {max_size} are open"
+            )
+        return "This MLflow keeps open traces in a way unknown here, and may drop old ones"
+    with manager._lock:
+        kept: KeepingBuffer[Any] = KeepingBuffer(max_size, ttl, _TracePolicy(manager, guard))
+        for trace_id in list(buffer):
+            kept[trace_id] = buffer[trace_id]
+        manager._traces = kept
+    return None
 
 
 # -- writing and ending ------------------------------------------------------------------------
@@ -762,6 +870,35 @@ def _pending_tasks() -> Any:
     return tasks if hasattr(tasks, "all_tasks_done") else None
 
 
+def _batch() -> Any:
+    """Return what holds ended spans for the exporter (MLflow 3.12 and later), or None."""
+    processor: Any = getattr(_provider_module, "_get_span_processor", lambda: None)()
+    return getattr(getattr(processor, "_batch_delegate", None), "_batch_processor", None)
+
+
+def _widen_export_queues() -> None:
+    """Let as many traces end at once as may be open at once without spanguard's holding them.
+
+    MLflow's queues drop what does not fit: the end of 1,500 traces in a row loses half of them.
+    """
+    tasks = _pending_tasks()
+    if tasks is not None and os.environ.get(_TASKS_VARIABLE) is None and tasks.maxsize > 0:
+        tasks.maxsize = max(tasks.maxsize, ROOM * _MLFLOW_TASKS)
+    batch = _batch()
+    waiting = getattr(batch, "_queue", None)
+    if not isinstance(waiting, deque) or not hasattr(batch, "_max_queue_size"):
+        return
+    if waiting.maxlen is not None and waiting.maxlen < ROOM * _OTEL_SPANS:
+        batch._queue = deque(maxlen=ROOM * _OTEL_SPANS)
+        batch._max_queue_size = ROOM * _OTEL_SPANS
+        while waiting:  # mostly nothing: the provider is new; the oldest is rightmost
+            batch._queue.append(waiting.popleft())
+
+
+_TASKS_VARIABLE = "MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE"
+_MLFLOW_TASKS, _OTEL_SPANS = 1000, 2048  # what the queues hold by default
+
+
 def exports_in_place() -> bool:
     """Tell whether spans are stored by the thread that ends them (MLflow 3.10): none wait."""
     exporter = _exporter()
@@ -846,9 +983,8 @@ def has_pending() -> bool:
     if _watched is None:
         return False
     tasks = _pending_tasks()
-    processor: Any = getattr(_provider_module, "_get_span_processor", lambda: None)()
-    batch = getattr(getattr(processor, "_batch_delegate", None), "_batch_processor", None)
-    return bool(getattr(batch, "_queue", None) or (tasks is not None and tasks.unfinished_tasks))
+    waiting = getattr(_batch(), "_queue", None)
+    return bool(waiting or (tasks is not None and tasks.unfinished_tasks))
 
 
 def start_afresh_in_child() -> None:

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 from spanguard import _mlflow, _record
 from spanguard._context import StandIn
-from spanguard._findings import contained, internal_error
+from spanguard._findings import contained, internal_error, settle
 from spanguard._mlflow import OtelSpan, SpanProcessor
 from spanguard._outcome import ERROR, ORPHANED, Outcome, classify
 from spanguard._site import Site, user_site
+from spanguard.exceptions import TraceLostError
 
 if TYPE_CHECKING:
     from spanguard._opened import OpenedSpan
@@ -221,6 +222,8 @@ class _Watcher(SpanProcessor):
                     if parent_entry is not None:
                         _adopt(parent_entry, entry)
                 _open[span_id] = entry
+            if parent is None or parent.is_remote:
+                _keep_open_traces(entry)
         except Exception as error:
             internal_error("noting a span's start", error)
 
@@ -249,6 +252,40 @@ def _remote_parent(parent: Any, parent_context: Any) -> RemoteParent | None:
 
 
 _watcher = _Watcher()
+
+
+class _Guard(_mlflow.TraceGuard):
+    """Says which traces MLflow must keep in memory: those in which a span of ours is open."""
+
+    def holds(self, span_id: str) -> bool:
+        entry = entry_by_id(span_id)
+        return entry is not None and entry.opened is not None and entry.opened() is not None
+
+    def lost(self, span_id: str) -> None:
+        entry = entry_by_id(span_id)
+        if entry is None:
+            return
+        finding = TraceLostError(
+            f"The trace of {entry.label}, opened at {entry.site}, is lost: too many others were "
+            "started after it by the raw client or the fluent API, and never ended. End them, or "
+            "raise MLFLOW_TRACE_BUFFER_MAX_SIZE before the first span."
+        )
+        with contained("warning of a lost trace"):
+            settle([finding], strict=False, raised=None, site=entry.site)
+
+
+_guard = _Guard()
+
+
+def _keep_open_traces(root: Entry) -> None:
+    why_not = _mlflow.keep_open_traces(_guard)
+    if why_not is not None:
+        finding = TraceLostError(
+            f"{why_not}. Its trace would be lost. Leave MLFLOW_TRACE_TIMEOUT_SECONDS unset: then "
+            "spanguard keeps what is open; or raise it and MLFLOW_TRACE_BUFFER_MAX_SIZE before "
+            "the first span."
+        )
+        settle([finding], strict=False, raised=None, site=root.site)
 
 
 def watch() -> bool:

@@ -22,6 +22,7 @@ __all__ = [
     "OrphanedSpanWarning",
     "SpanAlreadyEndedError",
     "SpanAlreadyEndedWarning",
+    "SpanOpenTooLongWarning",
     "SpanOrderError",
     "SpanOrderWarning",
     "SpanguardError",
@@ -71,6 +72,10 @@ class TraceLostWarning(SpanguardWarning):
 
 class InvalidSpanArgumentWarning(SpanguardWarning):
     """An argument was not usable as given, and was mended."""
+
+
+class SpanOpenTooLongWarning(SpanguardWarning):
+    """A span is open for longer than `watch()` allows. It stays open: there is no error to it."""
 
 
 class SpanguardError(Exception):

@@ -26,6 +26,7 @@ from spanguard import (
     trace_batch,
     trace_id_for,
     traced_span,
+    watch,
 )
 
 client = mlflow.MlflowClient()
@@ -114,6 +115,12 @@ with strict():
     pass
 with limits(value_chars=1) as caps:
     assert_type(caps.value_chars, int)
+
+watch(300)
+watch(None)
+with watch(open_longer_than=0.5) as watching:
+    assert_type(watching.open_longer_than, float | None)
+watch()  # type: ignore[call-arg]  # pyright: ignore
 
 error = spanguard.OrphanedSpanError()
 assert_type(error.span_name, str | None)

@@ -1,0 +1,167 @@
+"""The watchdog: tells of spans that stay open for too long, and where they were opened."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from spanguard import _exit, _registry
+from spanguard._findings import contained, logger, warn_once
+from spanguard._registry import Entry
+from spanguard.exceptions import SpanOpenTooLongWarning
+
+__all__ = ["watch"]
+
+# It looks again when the next span is due, but waits at least this part of the limit: where
+# spans become due one after another, they are told of together.
+_MIN_PAUSE = 0.05
+
+_SHOWN = 5
+
+
+class Watchdog:
+    """A daemon thread that sleeps until the oldest span that was not told of is due."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="spanguard-watchdog", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._pause()):
+            with contained("looking for spans that are open too long"):
+                _tell_of(_due(self.seconds), self.seconds)
+
+    def _pause(self) -> float:
+        # A span that is not open yet cannot be due before the whole limit has passed.
+        now = time.monotonic()
+        waiting = [entry.started for entry in _registry.open_entries() if _is_news(entry)]
+        due = min(waiting, default=now) + self.seconds - now
+        return min(max(due, _MIN_PAUSE * self.seconds), threading.TIMEOUT_MAX)
+
+
+_lock = threading.Lock()
+_watchdog: Watchdog | None = None
+# Spans that were opened until then have been told of, once and for all.
+_told_until = -math.inf
+
+
+def _is_news(entry: Entry) -> bool:
+    return entry.started > _told_until and not entry.ended
+
+
+def _due(seconds: float) -> list[Entry]:
+    """Return the spans that are open for so long, each once in the life of the process."""
+    global _told_until
+    with _lock:
+        until = time.monotonic() - seconds
+        due = [e for e in _registry.open_entries() if _is_news(e) and e.started <= until]
+        _told_until = max(_told_until, until)
+    return due
+
+
+def _tell_of(due: Sequence[Entry], seconds: float) -> None:
+    """Write one line to the log for all of them, and warn once per line that opened one."""
+    if not due:
+        return
+    logger.warning(
+        "%d spans are open for longer than %g s: %s%s.",
+        len(due),
+        seconds,
+        "; ".join(str(entry.report()) for entry in due[:_SHOWN]),
+        f"; and {len(due) - _SHOWN} more" if len(due) > _SHOWN else "",
+    )
+    for entry in due:
+        text = (
+            f"Span {entry.report()}, is open for longer than {seconds:g} s. End it where its "
+            "work ends; open_spans(older_than=...) lists all that are open."
+        )
+        try:
+            warn_once(text, SpanOpenTooLongWarning, entry.site)
+        except Warning:  # `-W error`: nobody could catch it here, and the log has it
+            pass
+
+
+class WatchSetting:
+    """What `watch()` returns: already in force, and a with-block that takes it back."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.open_longer_than = seconds
+        self._previous = _switch_to(seconds)
+
+    def __enter__(self) -> WatchSetting:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _switch_to(self._previous)
+
+
+def _switch_to(seconds: float | None) -> float | None:
+    """Stop the watchdog there is, start one with this limit, return the limit there was."""
+    global _watchdog
+    with _lock:
+        former, _watchdog = _watchdog, None
+        if former is not None:
+            former.stop()
+        if seconds is not None:
+            with contained("starting the watchdog"):
+                _watchdog = Watchdog(seconds)
+    return former.seconds if former is not None else None
+
+
+def watch(open_longer_than: float | None) -> WatchSetting:
+    """Warn of every span of this process that is open for longer than so many seconds.
+
+    Off by default. Spans of all threads and tasks are watched, whichever API opened them. Each
+    is told of once: a line in the log of the logger `spanguard`, with the line of code that
+    opened it, and a `SpanOpenTooLongWarning` at that line, once per line. The spans stay open.
+    `watch(None)` turns it off; as a with-block it restores at its end what was before. A daemon
+    thread sleeps until a span is due: it costs the spans nothing and never delays the exit. A
+    forked child watches its own spans.
+
+    Args:
+        open_longer_than: seconds, or None.
+
+    Raises:
+        ValueError: not a positive number of seconds.
+
+    >>> import spanguard
+    >>> with spanguard.watch(open_longer_than=300.0):
+    ...     pass
+    """
+    if open_longer_than is not None:
+        is_number = isinstance(open_longer_than, (int, float))
+        if not is_number or open_longer_than is True or not 0 < open_longer_than < math.inf:
+            raise ValueError(
+                f"open_longer_than must be a positive number of seconds, not {open_longer_than!r}"
+            )
+        with contained("starting to hear of spans"):
+            _exit.listen()
+    return WatchSetting(open_longer_than)
+
+
+def _start_afresh_in_child() -> None:
+    """Give a forked child a watchdog of its own: threads do not survive a fork."""
+    global _lock, _told_until, _watchdog
+    _lock = threading.Lock()  # another thread of the parent may have held it
+    _told_until = -math.inf
+    if _watchdog is not None:
+        with contained("starting the watchdog in a forked child"):
+            _watchdog = Watchdog(_watchdog.seconds)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_afresh_in_child)
