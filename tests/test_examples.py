@@ -57,6 +57,7 @@ def test_every_example_is_tested() -> None:
         "long_lived_app.py",
         "migrate_from_raw_client.py",
         "quickstart.py",
+        "test_with_plugin.py",  # by test_pytest_plugin.py
         "threads_and_processes.py",
     }
     assert {path.name for path in EXAMPLES.glob("*.py")} == tested
@@ -268,4 +269,5 @@ def test_guard_existing_code(store: Store) -> None:
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_an_example_says_how_to_run_it(path: Path) -> None:
-    assert f"python examples/{path.name}" in path.read_text(encoding="utf-8")
+    program = "pytest" if path.name.startswith("test_") else "python"
+    assert f"{program} examples/{path.name}" in path.read_text(encoding="utf-8")

@@ -20,6 +20,7 @@ from spanguard._mlflow import OtelSpan
 
 __all__ = [
     "Ambient",
+    "AmbientMark",
     "BodyContext",
     "OverlappingAmbient",
     "StandIn",
@@ -136,7 +137,10 @@ def _is_left_over(active: Any, wanted: StandIn) -> bool:
 
 def ambient_span() -> OtelSpan:
     """Return the OpenTelemetry span active here, INVALID_SPAN if none; never an ended stand-in."""
-    active: Any = _mlflow.current_otel_span()
+    return _standing(_mlflow.current_otel_span())
+
+
+def _standing(active: Any) -> OtelSpan:
     while type(active) is StandIn and active.has_fallen:
         active = active.below
     return cast(OtelSpan, active)
@@ -148,6 +152,35 @@ def other_span() -> OtelSpan:
     while type(active) is StandIn:
         active = active.below
     return cast(OtelSpan, active)
+
+
+class AmbientMark:
+    """What is ambient at one moment: to tell later whether it still is, and to return to it."""
+
+    __slots__ = ("_state",)
+
+    def __init__(self) -> None:
+        self._state = _mlflow.active_state()
+
+    def change(self) -> OtelSpan | None:
+        """Return what is ambient here and now, where that is not as it should be.
+
+        It should be what it was; or, when that has ended meanwhile, anything that has not.
+        """
+        before, now = self._before(), ambient_span()
+        if now is before or now.get_span_context() == before.get_span_context():
+            return None
+        return now if _mlflow.has_ended(now) or not _mlflow.has_ended(before) else None
+
+    def restore(self) -> None:
+        """Make ambient what was; nothing, if that has ended."""
+        if _mlflow.has_ended(self._before()):
+            _mlflow.activate(_mlflow.INVALID_SPAN)
+        else:
+            self._state.restore()
+
+    def _before(self) -> OtelSpan:
+        return _standing(self._state.span)
 
 
 # The innermost push of all managers in this context (see _state.py). It is here because a

@@ -22,6 +22,10 @@ logger = logging.getLogger("spanguard")
 # Our own test suite sets this: a failure that production contains must fail a test.
 reraise_internal = False
 
+# Findings that strict mode could not raise, because a user's exception was on its way or the
+# garbage collector found them. A test run collects them here, in the innermost list.
+unraised: list[list[SpanguardError]] = []
+
 # Bounded by the call sites a program has; cleared before it could grow without bound.
 _MAX_REMEMBERED = 10_000
 _warned: set[tuple[str, str, int]] = set()
@@ -52,7 +56,14 @@ def settle(
             _annotate(first, other, site)
         raise first
     for finding in findings:
+        note_unraised(finding)
         _annotate(raised, finding, site)
+
+
+def note_unraised(finding: SpanguardError) -> None:
+    """Let a test run know of a finding that nobody can catch."""
+    for innermost in unraised[-1:]:
+        innermost.append(finding)
 
 
 def _annotate(exception: BaseException, finding: SpanguardError, site: Site) -> None:

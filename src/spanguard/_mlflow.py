@@ -48,6 +48,12 @@ the exporter's queue, the stores' engines      parent's threads held locked; wit
 `TracingClient().store.get_trace_info`         whether a trace exists: the public `get_trace` cannot
                                                tell that from a store that does not answer;
                                                without: AttributeError, contained: the id is free
+`provider._initialize_tracer_provider`         in a test run, to be on every provider that MLflow
+                                               makes; without: only on those before spans of ours
+`MlflowV3SpanProcessor` and its `_start_trace` a test's spans are made as MLflow makes them, and no
+                                               store is asked; without: `record_spans` raises
+the provider, its once-flags, the tracking     a test's recording puts back what it found, without
+URI, experiment and destination in force       a flush or reset; without: what is missing stays
 =============================================  ==================================================
 """
 
@@ -57,17 +63,18 @@ import atexit
 import importlib
 import json
 import os
+import random
 import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import thread as _futures_thread
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import mlflow
 from mlflow.entities import (
@@ -90,8 +97,11 @@ from mlflow.tracking import fluent as _fluent
 from opentelemetry import context as _otel_context_api
 from opentelemetry import trace as _otel
 from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Status, StatusCode
 from opentelemetry.trace import Span as OtelSpan
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -99,7 +109,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from spanguard._buffer import ROOM, KeepingBuffer
 
 if TYPE_CHECKING:
-    from mlflow.entities import Span
+    from mlflow.entities import Span, Trace
 
 __all__ = [
     "INVALID_SPAN",
@@ -216,6 +226,11 @@ class ActiveState:
         if self._otel_context is not None:
             _otel_context_api.attach(self._otel_context)
 
+    @property
+    def span(self) -> OtelSpan:
+        """The span that was active."""
+        return _otel.get_current_span(self._context)
+
     def is_next(self) -> bool:
         """Tell whether what `replace` has set is what is active here and now."""
         return self._set is not None and self._runtime.get_current() is self._set
@@ -282,16 +297,58 @@ def watch(processor: SpanProcessor) -> bool:
             return False
         if current is _watched:
             return False
-        if processor not in _processors_of(current):
-            current.add_span_processor(processor)
+        _add(processor, current)
         _tracer = _provider_module._get_tracer(_provider_module.__name__)
         _widen_export_queues()
         _watched = current
         return True
 
 
+def _add(processor: SpanProcessor, provider: Any) -> None:
+    if isinstance(provider, TracerProvider) and processor not in _processors_of(provider):
+        provider.add_span_processor(processor)
+
+
+_follower: SpanProcessor | None = None
+_initialize: Callable[..., None] | None = None  # MLflow's own, once we stand in its place
+
+
+def follow(processor: SpanProcessor) -> None:
+    """Add our processor to MLflow's provider, and to each that MLflow will put in its place.
+
+    `watch` asks before each span of ours; this hears of the first raw span too. It is for test
+    runs, and lasts as long as the process. It does not make MLflow start its provider.
+    """
+    global _follower
+    with _watch_lock:
+        _stand_in_for_initialize()
+        _follower = processor
+    _add(processor, _provider_module.provider.get())
+
+
+def _stand_in_for_initialize() -> None:
+    global _initialize
+    if _initialize is None:
+        _initialize = getattr(_provider_module, "_initialize_tracer_provider", None)
+        cast(Any, _provider_module)._initialize_tracer_provider = _initialize_and_follow
+
+
+def _initialize_and_follow(disabled: bool = False) -> None:
+    """Do what MLflow does for a new provider, or make one that records; our processor comes too."""
+    recording = _recording
+    if recording is not None and not disabled:
+        _provider_module.provider.set(recording.new_provider())
+    elif _initialize is not None:
+        _initialize(disabled=disabled)
+    if _follower is not None:
+        _add(_follower, _provider_module.provider.get())
+
+
 def current_provider() -> object:
     """Return what now receives new spans, to notice later that it was replaced."""
+    recording = _recording
+    if recording is not None:  # hidden for the length of a recording, not replaced
+        return recording.hidden_provider
     state = getattr(_provider_module, "_trace_disabled_state", None)
     if state and state.get("depth"):  # hidden for the length of a call of MLflow's, not replaced
         return state.get("saved_provider")
@@ -937,6 +994,209 @@ def flush_everything() -> None:
     else:
         # The public way stops and restarts MLflow's threads, which takes a second or two.
         mlflow.flush_trace_async_logging()
+
+
+# -- recording for tests -----------------------------------------------------------------------
+
+
+class SpanListener(Protocol):
+    """What a recording tells of. Called in the thread that starts or ends a span."""
+
+    def started(self, span: Any) -> None: ...
+
+    def ended(self, span: ReadableSpan) -> None: ...
+
+    def finished(self, trace: Trace) -> None: ...
+
+
+def is_recording() -> bool:
+    """Tell whether a test records: then spans go to no store, and none is to be asked."""
+    return _recording is not None
+
+
+def start_recording(listener: SpanListener) -> None:
+    """Tell a listener of every span of this process from here on, and send none to the store."""
+    global _recording
+    with _watch_lock:
+        _stand_in_for_initialize()
+        if _recording is None:
+            _mode.refresh()
+            _recording = _Recording()
+            _recording.install()
+        _recording.listeners += (listener,)
+
+
+def stop_recording(listener: SpanListener) -> None:
+    """Undo one `start_recording`, in whatever order; the last one restores what was."""
+    global _recording
+    with _watch_lock:
+        recording = _recording
+        if recording is None:
+            return
+        recording.listeners = tuple(other for other in recording.listeners if other is not listener)
+        if not recording.listeners:
+            recording.stop()
+            _recording = None
+
+
+class _Recording(SpanProcessor):
+    """Tells the listeners of spans; on a provider in the place of the one that has a store."""
+
+    def __init__(self) -> None:
+        self.listeners: tuple[SpanListener, ...] = ()
+        self.hidden_provider = _current_provider()
+        self._begun: set[int] = set()
+        self._settings = _Settings()
+
+    def install(self) -> None:
+        """Put a provider that records in the place of the current one, which is left running."""
+        wrapper: Any = _provider_module.provider
+        if _mode.isolated:
+            wrapper._isolated_tracer_provider = self.new_provider()
+        else:
+            cast(Any, _otel)._TRACER_PROVIDER = self.new_provider()
+        wrapper.once._done = True
+        if _follower is not None:
+            _add(_follower, wrapper.get())
+
+    def new_provider(self) -> TracerProvider:
+        """Return a provider that samples everything and needs no clean-up at exit."""
+        provider = TracerProvider(
+            sampler=ALWAYS_ON,
+            resource=Resource({}),
+            shutdown_on_exit=False,
+            id_generator=_IsolatedIds(),
+        )
+        provider.add_span_processor(self._mlflows_processor())
+        provider.add_span_processor(self)  # after it, which writes on the span and its trace
+        return provider
+
+    def _mlflows_processor(self) -> Any:
+        # Here and not at the top: a version without it costs only those who test with it.
+        from mlflow.tracing.processor.mlflow_v3 import MlflowV3SpanProcessor
+
+        processor: Any = MlflowV3SpanProcessor(_Nowhere(), export_metrics=False)
+        processor._start_trace = lambda root: self._start_trace(processor, root)
+        return processor
+
+    def _start_trace(self, processor: Any, root: Any) -> TraceInfo:
+        """Do what MLflow's own does, which asks the store for the experiment that is in force."""
+        given = root.attributes.get(SpanAttributeKey.EXPERIMENT_ID)
+        experiment_id = json.loads(given) if given else active_experiment_id() or "0"
+        info = TraceInfo(
+            trace_id=mlflow_trace_id_of(root.context.trace_id),
+            trace_location=TraceLocation.from_experiment_id(experiment_id),
+            request_time=root.start_time // 1_000_000,
+            state=TraceState.IN_PROGRESS,
+            trace_metadata=processor._get_basic_trace_metadata(),
+            tags=processor._get_basic_trace_tags(root),
+        )
+        self._begun.add(root.context.trace_id)
+        _trace_manager().register_trace(root.context.trace_id, info)
+        return info
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        for listener in self.listeners:
+            listener.started(span)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        for listener in self.listeners:
+            listener.ended(span)
+        context: Any = span.context
+        if context.trace_id not in self._begun:
+            self._take_out(context)
+        elif self._is_over(context.trace_id):
+            self._finish(context.trace_id)
+
+    def _take_out(self, context: Any) -> None:
+        # Its trace began outside and goes to its store, which knows nothing of this span.
+        trace_id = _trace_manager().get_mlflow_trace_id_from_otel_id(context.trace_id)
+        with _trace_manager().get_trace(trace_id) as trace:
+            if trace is not None:
+                trace.span_dict.pop(f"{context.span_id:016x}", None)
+
+    def _is_over(self, otel_trace_id: int) -> bool:
+        trace_id = _trace_manager().get_mlflow_trace_id_from_otel_id(otel_trace_id)
+        with _trace_manager().get_trace(trace_id) as trace:
+            spans = list(trace.span_dict.values()) if trace else []
+        return bool(spans) and all(span.end_time_ns is not None for span in spans)
+
+    def _finish(self, otel_trace_id: int) -> None:
+        self._begun.discard(otel_trace_id)
+        finished = _trace_manager().pop_trace(otel_trace_id)
+        if finished is not None:
+            for listener in self.listeners:
+                listener.finished(finished.trace)
+
+    def stop(self) -> None:
+        """Put everything back as it was found."""
+        self._settings.restore()
+
+    def shutdown(self) -> None:
+        pass
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return True
+
+
+_recording: _Recording | None = None
+
+
+class _Nowhere(SpanExporter):
+    """Where the spans of a recording are exported to."""
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        return SpanExportResult.SUCCESS
+
+
+class _IsolatedIds(IdGenerator):
+    """Random ids that neither heed `random.seed()` in a test nor change what it draws next."""
+
+    def __init__(self) -> None:
+        self._random = random.SystemRandom()
+
+    def generate_span_id(self) -> int:
+        return self._random.randrange(1, 1 << 64)
+
+    def generate_trace_id(self) -> int:
+        return self._random.randrange(1, 1 << 128)
+
+
+class _Settings:
+    """What decides on the way of a span, as it was found."""
+
+    _VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID")
+
+    def __init__(self) -> None:
+        self._found = [
+            (owner, name, getattr(owner, name))
+            for owner, name in self._places()
+            if hasattr(owner, name)
+        ]
+        self._environment = {name: os.environ.get(name) for name in self._VARIABLES}
+
+    @staticmethod
+    def _places() -> list[tuple[Any, str]]:
+        wrapper: Any = _provider_module.provider
+        return [
+            (wrapper, "_isolated_tracer_provider"),
+            (getattr(wrapper, "_isolated_tracer_provider_once", None), "_done"),
+            (getattr(wrapper, "_global_provider_init_once", None), "_done"),
+            (_otel, "_TRACER_PROVIDER"),
+            (getattr(_provider_module, "_MLFLOW_TRACE_USER_DESTINATION", None), "_global_value"),
+            (_optional_module("mlflow.tracing.config"), "_MLFLOW_TRACING_CONFIG"),
+            (_optional_module("mlflow.tracking._tracking_service.utils"), "_tracking_uri"),
+            (_fluent, "_active_experiment_id"),
+        ]
+
+    def restore(self) -> None:
+        for owner, name, value in self._found:
+            setattr(owner, name, value)
+        for name, variable in self._environment.items():
+            if variable is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = variable
 
 
 # -- the end of the process --------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any, cast
 from spanguard import _mlflow, _record, _registry
 from spanguard._config import is_strict
 from spanguard._context import Ambient
-from spanguard._findings import contained, internal_error, settle
+from spanguard._findings import contained, internal_error, note_unraised, settle
 from spanguard._outcome import ABANDONED, OK, Outcome, classify
 from spanguard._payload import as_mapping, clean, clean_attributes
 from spanguard._proxy import SpanProxy, parse_status
@@ -340,9 +340,11 @@ class OpenedSpan:
             return
         try:
             if self.entry is not None and self.is_open:
-                site = self.entry.site
+                report, site = self.entry.report(), self.entry.site
                 self.abandon()
-                settle([_abandoned(self, site)], strict=False, raised=None, site=site)
+                finding = _abandoned(report)
+                note_unraised(finding)
+                settle([finding], strict=False, raised=None, site=site)
         except Exception as error:
             internal_error("closing an abandoned span", error)
 
@@ -356,13 +358,16 @@ class OpenedSpan:
             _registry.close_orphan(entry, "garbage collection", ABANDONED)
 
 
-def _abandoned(opened: OpenedSpan, site: Site) -> OrphanedSpanError:
-    return OrphanedSpanError(
-        f"Span {opened.name!r} ({opened.live.span_id}), opened at {site}, was garbage-collected "
+def _abandoned(span: OpenSpan) -> OrphanedSpanError:
+    finding = OrphanedSpanError(
+        f"Span {span.name!r} ({span.span_id}), opened at {span.opened_at}, was garbage-collected "
         "while open and was closed as abandoned. Use it as a with-block, or keep and close it.",
-        span_name=opened.name,
-        span_id=opened.live.span_id,
+        span_name=span.name,
+        span_id=span.span_id,
+        trace_id=span.trace_id,
     )
+    finding.spans = [span]
+    return finding
 
 
 def already_ended_finding(

@@ -215,6 +215,8 @@ class _Watcher(SpanProcessor):
                 parent_entry = _open.get(parent.span_id) or _remote_parent(parent, parent_context)
             span_id = span.context.span_id
             entry = Entry(span, span_id, parent_entry)
+            for sites in heard:
+                sites[span_id] = entry.site
             with _lock:
                 if parent_entry is not None:
                     if parent_entry.ended:  # ended in this very moment: hang on to its parent
@@ -252,6 +254,9 @@ def _remote_parent(parent: Any, parent_context: Any) -> RemoteParent | None:
 
 
 _watcher = _Watcher()
+
+# Where each span was opened, by its id, for as long as a test listens (testing.py).
+heard: list[dict[int, Site]] = []
 
 
 class _Guard(_mlflow.TraceGuard):
@@ -316,6 +321,11 @@ def hear_of(trace_id: str) -> None:
                 with _lock:
                     entry.parent = parent
                     _adopt(parent, entry)
+
+
+def follow() -> None:
+    """Hear of every span from here on, also where no span of ours ever opens."""
+    _mlflow.follow(_watcher)
 
 
 def entry_of(otel: OtelSpan | None) -> Entry | None:
