@@ -652,6 +652,10 @@ def hold_remote_trace(otel_trace_id: int, trace_id: str, experiment_id: str | No
         held = _remote_holds.get(otel_trace_id, 0)
         _remote_holds[otel_trace_id] = held + 1
         if held == 0:
+            if is_buffered(trace_id):
+                # It ended here a moment ago and waits for its batch: in its place MLflow would
+                # find this one, and lose it.
+                hand_over()
             info = TraceInfo(
                 trace_id=trace_id,
                 trace_location=cast(Any, location),
