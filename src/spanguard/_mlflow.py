@@ -31,6 +31,8 @@ touch                                          reason; without it
                                                without: a carried span starts a trace of its own
 `tracking.fluent._active_experiment_id`        the experiment in force, without asking the store;
                                                without: `set_experiment` in a worker process
+`trace.info` of a live trace                   its name and request id after its start, also where
+                                               it is not the active one; without: unchanged
 `concurrent.futures.thread._threads_queues`,   the exit of the process must not wait for a dead
 `_worker_threadpool`, `_at_exit_callback`      server; without: it waits as long as MLflow does
 the provider, its once-flags and exit hook,    after a fork the child must not touch what the
@@ -68,7 +70,7 @@ from mlflow.entities import (
 )
 from mlflow.environment_variables import MLFLOW_USE_DEFAULT_TRACER_PROVIDER
 from mlflow.tracing import provider as _provider_module
-from mlflow.tracing.constant import SpanAttributeKey, TraceMetadataKey
+from mlflow.tracing.constant import SpanAttributeKey, TraceMetadataKey, TraceTagKey
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 from mlflow.tracking import MlflowClient
 from mlflow.tracking import fluent as _fluent
@@ -399,6 +401,16 @@ def add_to_trace(trace_id: str, tags: dict[str, str], metadata: dict[str, str]) 
             known.update({k: v for k, v in metadata.items() if k not in known})
 
 
+def set_client_request_id(trace_id: str | None, text: str) -> None:
+    """Set the request id that a trace is known by to its client, in memory.
+
+    As `mlflow.update_current_trace` does, which knows the active trace only.
+    """
+    with _trace_manager().get_trace(trace_id) as trace:
+        if trace is not None:
+            trace.info.client_request_id = text
+
+
 # -- writing and ending ------------------------------------------------------------------------
 
 
@@ -467,6 +479,19 @@ def set_error(span: Any, text: str) -> None:
     inner = otel_span(span)
     if isinstance(inner, ReadableSpan) and status_code(span) != "ERROR":
         cast(Any, inner)._status = Status(StatusCode.ERROR, text)
+
+
+def rename(span: LiveSpan, name: str) -> None:
+    """Give an open span another name, and with a root its trace, unless that was renamed before.
+
+    MLflow stores both as it finds them when they have ended.
+    """
+    before = span.name
+    cast(Any, otel_span(span)).update_name(name)
+    if span.parent_id is None:
+        with _trace_manager().get_trace(span.trace_id) as trace:
+            if trace is not None and trace.info.tags.get(TraceTagKey.TRACE_NAME) == before:
+                trace.info.tags[TraceTagKey.TRACE_NAME] = name
 
 
 def make_event(name: str, attributes: dict[str, Any]) -> Any:

@@ -5,7 +5,11 @@ from __future__ import annotations
 from concurrent.futures import ProcessPoolExecutor
 
 import mlflow
+from fastapi import FastAPI
 from mlflow.entities import LiveSpan
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 from typing_extensions import assert_type
 
 import spanguard
@@ -23,6 +27,7 @@ from spanguard import (
     trace_batch,
     traced_span,
 )
+from spanguard.asgi import TraceMiddleware
 
 client = mlflow.MlflowClient()
 
@@ -125,3 +130,24 @@ for outcome in batch:
     assert_type(outcome.error, BaseException | None)
 trace_batch([1], length, name="batch")  # type: ignore[arg-type]  # pyright: ignore
 trace_batch(["a"], length, name="batch", on_error="skip")  # type: ignore[arg-type]  # pyright: ignore
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+traced_application = TraceMiddleware(
+    application,
+    name=lambda scope: str(scope["path"]),
+    exclude=["/health", "/static/*"],
+    trust_traceparent=False,
+    request_id_header=None,
+    capture_headers=("accept",),
+    capture_bodies=True,
+    strict=True,
+)
+served: ASGIApp = traced_application
+TraceMiddleware(traced_application, exclude="/health")
+Starlette(middleware=[Middleware(TraceMiddleware, exclude=["/health"])])
+FastAPI().add_middleware(TraceMiddleware, trust_traceparent=False)
+FastAPI().add_middleware(TraceMiddleware, exclud=[])  # type: ignore[call-arg]  # pyright: ignore
+TraceMiddleware()  # type: ignore[call-arg]  # pyright: ignore
