@@ -84,6 +84,15 @@ def test_work_after_the_end_of_its_span_nests_under_what_is_open_above(store: St
     assert parents(store.trace())["late"] == "root"
 
 
+def test_headers_of_a_trace_that_has_just_ended_here_do_not_cost_it(store: Store) -> None:
+    """It still waits for its batch, in MLflow's buffer, where its continuation is put."""
+    with traced_span("first"):
+        headers = capture().to_headers()
+    with TraceContext.from_headers(headers).attach(), traced_span("second"):
+        pass
+    assert {span.name for span in store.trace().data.spans} == {"first", "second"}
+
+
 def test_work_after_the_end_of_its_trace_starts_its_own(store: Store) -> None:
     with traced_span("root"):
         late = carry(named)

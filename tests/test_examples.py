@@ -54,6 +54,7 @@ def test_every_example_is_tested() -> None:
         "custom_ids.py",
         "dask_batch.py",
         "guard_existing_code.py",
+        "fastapi_app.py",
         "long_lived_app.py",
         "migrate_from_raw_client.py",
         "quickstart.py",
@@ -265,6 +266,30 @@ def test_guard_existing_code(store: Store) -> None:
         assert "guard_existing_code.py" in leaked.get_attribute("spanguard.opened_at")
     (request,) = named(nested, "request")
     assert named(nested, "orders")[0].parent_id == request.span_id
+
+
+def test_fastapi_app(store: Store) -> None:
+    printed = run("fastapi_app.py", store)
+    tea, rain, nothing, ratio = store.traces()
+    roots = [named(trace, trace.info.tags["mlflow.traceName"])[0] for trace in store.traces()]
+    assert [root.name for root in roots[:3]] == ["GET /answers/{topic}"] * 3
+    assert roots[3].name == "GET /ratio/{whole}/{part}"
+    found = [(status(root), outcome(root)) for root in roots]
+    assert found == [("OK", "ok"), ("OK", "closed_early"), ("OK", "ok"), ("ERROR", "error")]
+    codes = [root.get_attribute("http.response.status_code") for root in roots]
+    assert codes == [200, 200, 404, 500]
+    for trace, root in zip((tea, rain), roots, strict=False):
+        inside = [span for span in trace.data.spans if span.span_id != root.span_id]
+        assert {span.parent_id for span in inside} == {root.span_id}
+        assert [len(named(trace, name)) for name in ("look up", "generate", "note")] == [1, 1, 1]
+    assert outcome(named(tea, "generate")[0]) == "ok"
+    # Starlette cancels it where it awaits, and drops it where it does not.
+    assert outcome(named(rain, "generate")[0]) in ("cancelled", "closed_early")
+    assert [span.name for span in nothing.data.spans if span.parent_id] == ["look up"]
+    assert named(ratio, "divide")[0].get_attribute("error_type") == "ZeroDivisionError"
+    for trace in store.traces():
+        assert f"request {trace.info.client_request_id}" in printed
+    assert "200 /health: '\"fine\"', request None" in printed
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

@@ -259,10 +259,13 @@ def capture() -> TraceContext:
 class Attachment(Block[None]):
     """The with-block of `TraceContext.attach`. Good for one block."""
 
-    __slots__ = ("_before", "_context", "_remote", "_strict")
+    __slots__ = ("_before", "_context", "_hand_over", "_remote", "_strict")
 
-    def __init__(self, context: TraceContext) -> None:
+    def __init__(
+        self, context: TraceContext, *, hand_over: Callable[[], object] | None = None
+    ) -> None:
         self._context = context
+        self._hand_over = hand_over or _hand_over
         self._strict: Token[bool | None] | None = None
         self._before: _mlflow.ActiveState | None = None
         self._remote: _RemoteWork | None = None
@@ -304,7 +307,7 @@ class Attachment(Block[None]):
                 if before is not None:
                     before.restore()
             if remote is not None:
-                remote.finish(exc)
+                remote.finish(exc, self._hand_over)
             elif self._context._origin not in (None, _process_token):
                 _hand_over()
         finally:
@@ -370,7 +373,7 @@ class _RemoteWork:
         self._ambient = Ambient(span)
         self._ambient.stand_in.entry = self._parent
 
-    def finish(self, raised: BaseException | None) -> None:
+    def finish(self, raised: BaseException | None, hand_over: Callable[[], object]) -> None:
         """Close what is left, hand over what was recorded, and stop standing for the span."""
         closed = []
         with contained("leaving the work for another process"):
@@ -379,7 +382,8 @@ class _RemoteWork:
             self._ambient.stand_in.fall_back()
             self._ambient.leave()
         if self._recorded:
-            _hand_over()
+            with contained("handing over the spans of another process's trace"):
+                hand_over()
             with contained("letting go of another process's trace"):
                 _mlflow.release_remote_trace(self._otel_trace_id)
         findings = left_behind_finding(closed)

@@ -36,6 +36,8 @@ and `_max_queue_size` of the batch processor   does not fit, with a line in its 
                                                without: a carried span starts a trace of its own
 `tracking.fluent._active_experiment_id`        the experiment in force, without asking the store;
                                                without: `set_experiment` in a worker process
+`trace.info` of a live trace                   its name and request id after its start, also where
+                                               it is not the active one; without: unchanged
 `concurrent.futures.thread._threads_queues`,   the exit of the process must not wait for a dead
 `_worker_threadpool`, `_at_exit_callback`      server; without: it waits as long as MLflow does
 `_async_queue.activate`                        Python 3.12.1 starts no threads at exit; without:
@@ -90,7 +92,7 @@ from mlflow.entities import (
 from mlflow.environment_variables import MLFLOW_USE_DEFAULT_TRACER_PROVIDER
 from mlflow.tracing import provider as _provider_module
 from mlflow.tracing.client import TracingClient
-from mlflow.tracing.constant import SpanAttributeKey, TraceMetadataKey
+from mlflow.tracing.constant import SpanAttributeKey, TraceMetadataKey, TraceTagKey
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 from mlflow.tracking import MlflowClient
 from mlflow.tracking import fluent as _fluent
@@ -485,7 +487,7 @@ def add_to_trace(trace_id: str, tags: dict[str, str], metadata: dict[str, str]) 
             known.update({k: v for k, v in metadata.items() if k not in known})
 
 
-def set_client_request_id(trace_id: str, text: str) -> None:
+def set_client_request_id(trace_id: str | None, text: str) -> None:
     """Set the request id that a trace is known by to its client, in memory.
 
     As `mlflow.update_current_trace` does, which knows the active trace only.
@@ -668,6 +670,19 @@ def set_error(span: Any, text: str) -> None:
     inner = otel_span(span)
     if isinstance(inner, ReadableSpan) and status_code(span) != "ERROR":
         cast(Any, inner)._status = Status(StatusCode.ERROR, text)
+
+
+def rename(span: LiveSpan, name: str) -> None:
+    """Give an open span another name, and with a root its trace, unless that was renamed before.
+
+    MLflow stores both as it finds them when they have ended.
+    """
+    before = span.name
+    cast(Any, otel_span(span)).update_name(name)
+    if span.parent_id is None:
+        with _trace_manager().get_trace(span.trace_id) as trace:
+            if trace is not None and trace.info.tags.get(TraceTagKey.TRACE_NAME) == before:
+                trace.info.tags[TraceTagKey.TRACE_NAME] = name
 
 
 def make_event(name: str, attributes: dict[str, Any]) -> Any:
@@ -893,6 +908,10 @@ def hold_remote_trace(otel_trace_id: int, trace_id: str, experiment_id: str | No
         held = _remote_holds.get(otel_trace_id, 0)
         _remote_holds[otel_trace_id] = held + 1
         if held == 0:
+            if is_buffered(trace_id):
+                # It ended here a moment ago and waits for its batch: in its place MLflow would
+                # find this one, and lose it.
+                hand_over()
             info = TraceInfo(
                 trace_id=trace_id,
                 trace_location=cast(Any, location),

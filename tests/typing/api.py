@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 
 import mlflow
+from fastapi import FastAPI
 from mlflow.entities import LiveSpan, Trace
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 from typing_extensions import assert_type
 
 import spanguard
@@ -28,6 +32,7 @@ from spanguard import (
     traced_span,
     watch,
 )
+from spanguard.asgi import TraceMiddleware
 
 client = mlflow.MlflowClient()
 
@@ -173,3 +178,24 @@ CustomTraceManager(id_factory=lambda: "order-42")  # type: ignore[arg-type, misc
 async def use_order() -> None:
     async with orders.custom_trace("ada", "checkout") as inside:
         assert_type(inside, LiveSpan)
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None: ...
+
+
+traced_application = TraceMiddleware(
+    application,
+    name=lambda scope: str(scope["path"]),
+    exclude=["/health", "/static/*"],
+    trust_traceparent=False,
+    request_id_header=None,
+    capture_headers=("accept",),
+    capture_bodies=True,
+    strict=True,
+)
+served: ASGIApp = traced_application
+TraceMiddleware(traced_application, exclude="/health")
+Starlette(middleware=[Middleware(TraceMiddleware, exclude=["/health"])])
+FastAPI().add_middleware(TraceMiddleware, trust_traceparent=False)
+FastAPI().add_middleware(TraceMiddleware, exclud=[])  # type: ignore[call-arg]  # pyright: ignore
+TraceMiddleware()  # type: ignore[call-arg]  # pyright: ignore
