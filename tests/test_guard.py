@@ -21,6 +21,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LiveSpan, NoOpSpan, SpanEvent, SpanStatus, SpanStatusCode
+from mlflow.tracing.trace_manager import InMemoryTraceManager
 
 import spanguard
 from spanguard import (
@@ -491,18 +492,30 @@ def test_plain_threads_with_explicit_ids(store: Store, guarded: MlflowClient) ->
     assert len(store.trace().data.spans) == 9
 
 
+def crowd_around(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Start more traces than MLflow's buffer has room for, and return their roots."""
+    monkeypatch.setenv("MLFLOW_TRACE_BUFFER_MAX_SIZE", "3")
+    InMemoryTraceManager.reset()
+    return [client.start_trace(f"root {number}") for number in range(5)]
+
+
+def test_more_open_traces_than_mlflow_has_room_for(
+    store: Store, either: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for root in crowd_around(either, monkeypatch):
+        either.end_trace(root.trace_id)
+    assert len(store.traces()) == 5
+
+
 def test_an_evicted_trace_is_a_warning(
     store: Store, either: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mlflow.tracing.trace_manager import InMemoryTraceManager
-
-    monkeypatch.setenv("MLFLOW_TRACE_BUFFER_MAX_SIZE", "3")
-    InMemoryTraceManager.reset()
-    root = either.start_trace("root")
-    crowd = [either.start_trace(f"crowd {n}") for n in range(3)]
-    with pytest.warns(TraceLostWarning, match=root.trace_id):
-        either.end_trace(root.trace_id)
-    for other in crowd:
+    monkeypatch.setenv("MLFLOW_TRACE_TIMEOUT_SECONDS", "3600")  # then MLflow's own buffer stays
+    with pytest.warns(TraceLostWarning, match="MLFLOW_TRACE_TIMEOUT_SECONDS is set"):
+        evicted, *others = crowd_around(either, monkeypatch)
+    with pytest.warns(TraceLostWarning, match=evicted.trace_id):
+        either.end_trace(evicted.trace_id)
+    for other in reversed(others):
         either.end_trace(other.trace_id)
     assert spanguard.open_spans() == []
 
