@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import random
-import threading
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import mlflow
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-import spanguard
-from spanguard import _registry, current_span, guard, traced_span
+from spanguard import guard, traced_span
 from spanguard._held import _started
-from tests.store import Store, outcome, status
+from tests.programs import (
+    assert_nothing_is_left,
+    assert_whole,
+    in_thread,
+    programs,
+    run_one,
+    stored,
+)
+from tests.store import Store
 
 
 class Boom(Exception):
@@ -166,75 +169,18 @@ class Machine:
         in_thread(lambda: self.catch(program))
 
 
-def in_thread(work: Callable[[], Any]) -> None:
-    failures: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-
-
 # -- what must hold ----------------------------------------------------------------------------
 
 
-@settings(
-    max_examples=100,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking real stores takes minutes
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@programs(100)
 @given(program=PROGRAMS)
 def test_whatever_raw_code_does(store: Store, program: list[tuple[Any, ...]]) -> None:
-    # hypothesis seeds `random`, where OpenTelemetry takes its ids from: traces would collide.
-    random.seed()
-    ended: list[int] = []
-    original = _registry._watcher.on_end
-
-    def count(span: Any) -> None:
-        ended.append(span.context.span_id)
-        original(span)
-
-    _registry._watcher.on_end = count  # type: ignore[method-assign]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            raw = mlflow.MlflowClient()
-            machine = Machine([guard(raw), guard(), guard(ambient=True)], raw)
-            machine.catch(program)
-            spanguard.close_open_spans()
-            assert spanguard.flush(60)
-            traces = [raw.get_trace(trace_id) for trace_id in machine.trace_ids]
-    finally:
-        _registry._watcher.on_end = original  # type: ignore[method-assign]
-
-    # The context is as found, nothing is registered, nothing is kept.
-    assert mlflow.get_current_active_span() is None
-    assert current_span() is None
-    assert spanguard.open_spans() == []
+    with run_one() as ended:
+        raw = mlflow.MlflowClient()
+        machine = Machine([guard(raw), guard(), guard(ambient=True)], raw)
+        machine.catch(program)
+        traces = stored(machine.trace_ids)
+    assert_nothing_is_left()
     assert all(not client._self_home.open for client in machine.clients)
     assert not _started
-
-    # Every span ended once, and every one of them is in a readable trace.
-    assert None not in traces
-    assert len(ended) == len(set(ended))
-    stored = [span for trace in traces for span in trace.data.spans]
-    assert len(stored) == machine.opened
-    assert all(trace.info.state.value in {"OK", "ERROR"} for trace in traces)
-    by_id = {span.span_id: span for span in stored}
-    for span in stored:
-        assert span.end_time_ns is not None
-        assert status(span) in {"OK", "ERROR"}
-        if span.parent_id is not None:
-            assert span.parent_id in by_id
-        if outcome(span) == "orphaned":
-            assert span.get_attribute("spanguard.opened_at")
-            assert span.get_attribute("spanguard.orphaned_by")
-            assert status(span) == "ERROR"
+    assert_whole(traces, ended, machine.opened)
