@@ -29,6 +29,15 @@ from spanguard.exceptions import OrphanedSpanWarning
 from tests.store import Store, await_true, outcome, status
 
 
+@pytest.fixture(autouse=True)
+def stored_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the README advises for MLflow 3.10: else each span is stored in the event loop.
+
+    SQLite lets no two threads write at once, and what waits for longer than 20 seconds is lost.
+    """
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "true")
+
+
 @contextmanager
 def serving(app: Any) -> Iterator[int]:
     """Serve an application on a free port until the block ends; yield the port."""
