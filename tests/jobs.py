@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import mlflow
 
 from spanguard import guard, traced, traced_span
+from spanguard.exceptions import SpanguardWarning
 from tests.store import await_true
 
 
@@ -40,6 +42,14 @@ def at_once(work: Callable[[int], int], numbers: list[int]) -> None:
 
     with ThreadPoolExecutor(len(numbers)) as pool:
         list(pool.map(begin, numbers))
+
+
+def at_once_each(works: list[Callable[[int], int]], numbers: list[int]) -> None:
+    """Do the jobs of several roots in threads that begin together; an unexpected warning fails."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SpanguardWarning)
+        with ThreadPoolExecutor(len(works)) as pool:
+            list(pool.map(at_once, works, [numbers] * len(works)))
 
 
 def call_pickled(work: bytes, number: int) -> int:

@@ -207,6 +207,25 @@ def test_a_generator_in_another_process(store: Store, spawned: ProcessPoolExecut
     assert_whole(store.trace(), [0, 1, 2])
 
 
+def test_jobs_for_two_stores_take_turns_in_one_worker(
+    store: Store, template: Path, tmp_path: Path
+) -> None:
+    """As on Dask, which runs old jobs again when it has lost their results with a worker."""
+    other = Store(tmp_path / "other.db")
+    shutil.copy(template, other.path)
+    works = []
+    for target in (store, other):
+        mlflow.set_tracking_uri(target.uri)
+        with traced_span("root"):
+            works.append(carry(jobs.job))
+        spanguard.flush(60)
+    with ProcessPoolExecutor(1, forkserver()) as pool:
+        pool.submit(jobs.at_once_each, works, list(range(6))).result(60)
+    for target in (store, other):
+        mlflow.set_tracking_uri(target.uri)
+        assert_whole(target.trace(), list(range(6)))
+
+
 # -- how a worker ends -----------------------------------------------------------------------------
 
 

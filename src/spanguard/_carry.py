@@ -7,6 +7,7 @@ to the store before the work's result goes back: a worker may be gone a moment l
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import os
@@ -47,9 +48,9 @@ _process_token = uuid.uuid4().hex  # a pid may be the same in the next container
 
 
 def _renew_in_child() -> None:
-    global _destination_lock, _process_token
+    global _destination, _jobs, _process_token
     _process_token = uuid.uuid4().hex
-    _destination_lock = threading.Lock()
+    _destination, _jobs = threading.Condition(), 0
 
 
 if hasattr(os, "register_at_fork"):
@@ -259,13 +260,14 @@ def capture() -> TraceContext:
 class Attachment(Block[None]):
     """The with-block of `TraceContext.attach`. Good for one block."""
 
-    __slots__ = ("_before", "_context", "_hand_over", "_remote", "_strict")
+    __slots__ = ("_before", "_context", "_hand_over", "_has_destination", "_remote", "_strict")
 
     def __init__(
         self, context: TraceContext, *, hand_over: Callable[[], object] | None = None
     ) -> None:
         self._context = context
         self._hand_over = hand_over or _hand_over
+        self._has_destination = False
         self._strict: Token[bool | None] | None = None
         self._before: _mlflow.ActiveState | None = None
         self._remote: _RemoteWork | None = None
@@ -290,7 +292,7 @@ class Attachment(Block[None]):
             self._before = _mlflow.activate(here)
             return
         if context.tracking_uri is not None:
-            _adopt_destination(context)
+            self._has_destination = _take_destination(context)
         if context.traceparent is not None and context.trace_id is not None:
             self._remote = _RemoteWork(context)
 
@@ -311,6 +313,9 @@ class Attachment(Block[None]):
             elif self._context._origin not in (None, _process_token):
                 _hand_over()
         finally:
+            if self._has_destination:
+                self._has_destination = False
+                _leave_destination()
             token, self._strict = self._strict, None
             if token is not None:
                 strict_as_before(token)
@@ -331,19 +336,29 @@ def _open_span(context: TraceContext) -> Any:
     return _mlflow.otel_span(root)
 
 
-# MLflow names the new URI before it has let go of the old provider: a job in another thread
-# would take that one, and lose its spans.
-_destination_lock = threading.Lock()
+# MLflow has one tracking URI for all threads, and names a new one before it has let go of the old
+# provider: jobs from processes with different ones take turns.
+_destination = threading.Condition()
+_jobs = 0  # that count on the URI as it is
 
 
-def _adopt_destination(context: TraceContext) -> None:
-    """Send traces where they go in the process that a context comes from."""
+def _take_destination(context: TraceContext) -> bool:
+    """Send traces where they go in the process that a context comes from, until it is left.
+
+    Jobs for another store are waited for, 5 seconds at most. False, with a warning, where traces
+    go on to another store: a change of the URI would lose every trace that is open here.
+    """
+    global _jobs
     uri = cast(str, context.tracking_uri)
-    with _destination_lock:
-        if _mlflow.tracking_uri() == uri or not _registry.open_entries():
+    with _destination:
+        if _may_wait():
+            _destination.wait_for(
+                lambda: not _jobs or _mlflow.tracking_uri() == uri, HAND_OVER_SECONDS
+            )
+        if _mlflow.tracking_uri() == uri or not (_jobs or _registry.open_entries()):
             _mlflow.adopt_destination(uri, context.experiment_id)
-            return
-    # A change of the tracking URI would lose every trace that is open here.
+            _jobs += 1
+            return True
     lost = TraceLostError(
         "A carried call comes from a process with another tracking URI, and spans of this "
         "process are open: its spans go to this process's own store. Give both processes the "
@@ -351,6 +366,20 @@ def _adopt_destination(context: TraceContext) -> None:
         trace_id=context.trace_id,
     )
     settle([lost], strict=False, raised=None, site=user_site(2))
+    return False
+
+
+def _leave_destination() -> None:
+    global _jobs
+    with _destination:
+        _jobs -= 1
+        _destination.notify_all()
+
+
+def _may_wait() -> bool:
+    """Tell whether the jobs that would be waited for can go on meanwhile."""
+    in_event_loop = asyncio._get_running_loop() is not None
+    return not in_event_loop and not ambient_span().get_span_context().is_valid
 
 
 class _RemoteWork:
