@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -397,12 +398,13 @@ def test_a_manager_does_not_grow(
     with ThreadPoolExecutor(1) as elsewhere:
         tracemalloc.start()
         try:
-            before, objects_before = memory_after(work, elsewhere, 40)
-            after, objects_after = memory_after(work, elsewhere, 80)
+            readings = [memory_after(work, elsewhere, 40) for _ in range(4)]
         finally:
             tracemalloc.stop()
-        assert objects_after == objects_before
-        assert after - before < 60_000  # one span is 4,000 and more
+        grown = [after - before for (before, _), (after, _) in pairwise(readings)]
+        # What leaks, leaks each time; what another thread imports meanwhile is there once.
+        assert min(grown) < 40_000  # one span is 4,000 and more
+        assert readings[-1][1] == readings[-2][1]
         assert len(spanguard.open_spans()) == len(waiting)
         for span in waiting:
             managers[0].pop_trace(span)
