@@ -36,9 +36,6 @@ __all__ = ["CustomTraceManager", "trace_id_for"]
 
 CUSTOM_TRACE_ID = "custom_trace_id"
 
-# The column is so wide, and a database that counts would refuse the whole trace.
-_MAX_CLIENT_REQUEST_ID_CHARS = 50
-
 # Before the id: so a hash made for something else is never a trace id of ours.
 _DOMAIN = "spanguard:custom_trace_id:"
 
@@ -425,7 +422,8 @@ def _read_id(
 
 
 def _client_request_id(custom_id: str) -> str:
-    return custom_id if len(custom_id) <= _MAX_CLIENT_REQUEST_ID_CHARS else trace_id_for(custom_id)
+    is_short = len(custom_id) <= _mlflow.MAX_CLIENT_REQUEST_ID_CHARS
+    return custom_id if is_short else trace_id_for(custom_id)
 
 
 def _shown(custom_id: Any) -> str:

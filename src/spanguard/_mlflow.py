@@ -487,6 +487,10 @@ def add_to_trace(trace_id: str, tags: dict[str, str], metadata: dict[str, str]) 
             known.update({k: v for k, v in metadata.items() if k not in known})
 
 
+# The column is so wide, and a database that counts would refuse the whole trace.
+MAX_CLIENT_REQUEST_ID_CHARS = 50
+
+
 def set_client_request_id(trace_id: str | None, text: str) -> None:
     """Set the request id that a trace is known by to its client, in memory.
 

@@ -37,7 +37,6 @@ MAX_BODY_BYTES = 100_000
 """So much of each body is recorded, where bodies are recorded at all."""
 
 MAX_REQUEST_ID_CHARS = 128
-MAX_CLIENT_REQUEST_ID_CHARS = 50  # what MLflow's column takes
 
 # In the scope of a request that has its span: a middleware inside another adds no second one.
 TRACED = "spanguard.traced"
@@ -243,7 +242,7 @@ class _Exchange:
     def _identify(self, request_id: str) -> None:
         """Record the request id; with a root, MLflow knows the trace by it too."""
         self._write({"http.request.id": request_id})
-        if self._opened.is_root and len(request_id) <= MAX_CLIENT_REQUEST_ID_CHARS:
+        if self._opened.is_root and len(request_id) <= _mlflow.MAX_CLIENT_REQUEST_ID_CHARS:
             _mlflow.set_client_request_id(self._opened.live.trace_id, request_id)
 
     # -- messages
