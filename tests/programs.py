@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator
@@ -31,8 +30,6 @@ def programs(count: int) -> settings:
 @contextmanager
 def run_one() -> Iterator[list[int]]:
     """Run one program in the block; afterwards the list has the ids of the spans that ended."""
-    # hypothesis seeds `random`, where OpenTelemetry takes its ids from: traces would collide.
-    random.seed()
     ended: list[int] = []
     original = _registry._watcher.on_end
 

@@ -1157,7 +1157,6 @@ def assert_found(manager: CustomTraceManager, custom_id: str) -> None:
 )
 @given(custom_ids=st.sets(st.text(st.characters(), min_size=1), min_size=1, max_size=5))
 def test_any_texts_are_ids(store: Store, custom_ids: set[str]) -> None:
-    random.seed()  # hypothesis seeds it, and OpenTelemetry takes its other ids from there
     manager = CustomTraceManager()
     started: dict[str, str] = {}
     with warnings.catch_warnings():

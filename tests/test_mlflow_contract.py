@@ -37,7 +37,7 @@ from mlflow.tracing.trace_manager import InMemoryTraceManager
 from mlflow.tracing.utils import TraceJSONEncoder
 from opentelemetry import trace as otel
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 from packaging.version import Version
 
 from tests.store import Store, await_true, own_attributes, status
@@ -731,20 +731,31 @@ def test_a_parent_that_is_none_unknown_or_foreign_raises_into_user_code(
 
 
 def test_the_same_random_seed_repeats_the_trace_id_and_the_second_trace_replaces_the_first(
-    store: Store, client: MlflowClient
+    store: Store,
 ) -> None:
-    state = random.getstate()
-    try:
-        ids = set()
+    ids = in_a_process(
+        store,
+        """
+        import random
         for name in ("first", "second"):
             random.seed(1)
             root = client.start_trace(name)
             client.end_trace(root.trace_id)
-            ids.add(root.trace_id)
-            assert names(store.traces()) == [name]
-    finally:
-        random.setstate(state)
-    assert len(ids) == 1
+            mlflow.flush_trace_async_logging()
+            print(root.trace_id)
+        """,
+    )
+    assert names(store.traces()) == ["second"]
+    assert len(ids) == 2 and len(set(ids)) == 1
+
+
+def test_seam_the_provider_and_its_tracers_share_one_generator_of_ids(
+    client: MlflowClient,
+) -> None:
+    tracer = provider._get_tracer(provider.__name__)
+    assert tracer.id_generator is provider.provider.get().id_generator
+    assert isinstance(tracer.id_generator, RandomIdGenerator)
+    assert not RandomIdGenerator.__dict__.get("__slots__")  # its class may be changed
 
 
 def test_search_finds_tags_and_names_but_no_equal_attribute(

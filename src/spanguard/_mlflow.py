@@ -47,10 +47,13 @@ the exporter's queue, the stores' engines      parent's threads held locked; wit
                                                missing stays as MLflow leaves it after a fork
 `id_generator` of the tracer and the provider  a chosen trace id; without: the id is not chosen,
                                                which is noticed at the span and warned of
+the class of the provider's `id_generator`     ids that no `random.seed()` repeats, in the tracers
+                                               too that share it; without: seeded ids repeat
 `TracingClient().store.get_trace_info`         whether a trace exists: the public `get_trace` cannot
                                                tell that from a store that does not answer;
                                                without: AttributeError, contained: the id is free
-`provider._initialize_tracer_provider`         in a test run, to be on every provider that MLflow
+`provider._initialize_tracer_provider`         ids of our own from a provider's first span on, and
+                                               in a test run to be on every provider that MLflow
                                                makes; without: only on those before spans of ours
 `MlflowV3SpanProcessor` and its `_start_trace` a test's spans are made as MLflow makes them, and no
                                                store is asked; without: `record_spans` raises
@@ -65,7 +68,7 @@ import atexit
 import importlib
 import json
 import os
-import random
+import struct
 import sys
 import threading
 import time
@@ -102,7 +105,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Status, StatusCode
 from opentelemetry.trace import Span as OtelSpan
@@ -299,6 +302,7 @@ def watch(processor: SpanProcessor) -> bool:
             return False
         if current is _watched:
             return False
+        _give_own_ids(current)
         _add(processor, current)
         _tracer = _provider_module._get_tracer(_provider_module.__name__)
         _widen_export_queues()
@@ -330,18 +334,19 @@ def follow(processor: SpanProcessor) -> None:
 
 def _stand_in_for_initialize() -> None:
     global _initialize
-    if _initialize is None:
-        _initialize = getattr(_provider_module, "_initialize_tracer_provider", None)
+    if _initialize is None and hasattr(_provider_module, "_initialize_tracer_provider"):
+        _initialize = _provider_module._initialize_tracer_provider
         cast(Any, _provider_module)._initialize_tracer_provider = _initialize_and_follow
 
 
 def _initialize_and_follow(disabled: bool = False) -> None:
-    """Do what MLflow does for a new provider, or make one that records; our processor comes too."""
+    """Do what MLflow does for a new provider, or make one that records; then add what is ours."""
     recording = _recording
     if recording is not None and not disabled:
         _provider_module.provider.set(recording.new_provider())
     elif _initialize is not None:
         _initialize(disabled=disabled)
+    _give_own_ids(_provider_module.provider.get())
     if _follower is not None:
         _add(_follower, _provider_module.provider.get())
 
@@ -751,6 +756,64 @@ def is_attachment(value: Any) -> bool:
     return _attachment is not None and isinstance(value, _attachment)
 
 
+# -- ids ---------------------------------------------------------------------------------------
+
+
+_random_numbers: list[int] = []  # drawn beforehand: for each id alone it takes half a microsecond
+
+
+def _random_number() -> int:
+    """Return 64 bits of the operating system's randomness, not all zero."""
+    while True:
+        try:
+            number = _random_numbers.pop()  # one step: no two threads get the same
+        except IndexError:
+            _random_numbers.extend(struct.unpack("256Q", os.urandom(256 * 8)))
+        else:
+            if number:
+                return number
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random_numbers.clear)
+
+
+class OwnIds(RandomIdGenerator):
+    """Ids that neither heed `random.seed()` in user code nor change what it draws next.
+
+    OpenTelemetry's own draws from the `random` module: two runs with one seed share their ids,
+    and the second replaces the first in the store (test_mlflow_contract.py).
+    """
+
+    def generate_span_id(self) -> int:
+        return _random_number()
+
+    def generate_trace_id(self) -> int:
+        return _random_number() << 64 | _random_number()
+
+
+def _give_own_ids(provider: Any) -> None:
+    """Let a provider draw `OwnIds`, unless it has a generator that somebody has chosen for it."""
+    generator = getattr(provider, "id_generator", None)
+    if type(generator) is RandomIdGenerator:
+        # The generator itself, not the provider's: the tracers that are made hold it as well.
+        cast(Any, generator).__class__ = OwnIds
+
+
+def _give_own_ids_from_the_first_span_on() -> None:
+    """Give own ids to the provider that MLflow has, and to each that it makes from here on.
+
+    At import: a root may be somebody else's, and then it is there before we listen.
+    """
+    _stand_in_for_initialize()
+    # Not by provider.get(): that could make OpenTelemetry set up one that nobody needs.
+    _give_own_ids(getattr(_provider_module.provider, "_isolated_tracer_provider", None))
+    if not _mode.isolated:
+        _give_own_ids(getattr(_otel, "_TRACER_PROVIDER", None))
+
+
+_give_own_ids_from_the_first_span_on()
+
 # -- a chosen trace id -------------------------------------------------------------------------
 
 # None, or the id that the next root gets, in a list that is empty once one has it.
@@ -1088,7 +1151,7 @@ class _Recording(SpanProcessor):
             sampler=ALWAYS_ON,
             resource=Resource({}),
             shutdown_on_exit=False,
-            id_generator=_IsolatedIds(),
+            id_generator=OwnIds(),
         )
         provider.add_span_processor(self._mlflows_processor())
         provider.add_span_processor(self)  # after it, which writes on the span and its trace
@@ -1170,19 +1233,6 @@ class _Nowhere(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         return SpanExportResult.SUCCESS
-
-
-class _IsolatedIds(IdGenerator):
-    """Random ids that neither heed `random.seed()` in a test nor change what it draws next."""
-
-    def __init__(self) -> None:
-        self._random = random.SystemRandom()
-
-    def generate_span_id(self) -> int:
-        return self._random.randrange(1, 1 << 64)
-
-    def generate_trace_id(self) -> int:
-        return self._random.randrange(1, 1 << 128)
 
 
 class _Settings:
