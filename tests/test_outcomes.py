@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import pickle
 import sys
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import mlflow
@@ -148,6 +153,126 @@ def test_an_exception_through_ten_spans_marks_each_with_one_stack_trace(store: S
         assert ("exception.stacktrace" in event.attributes) == (name == "level 9")
 
 
+class Refusing(ValueError):
+    """Takes nothing: no attribute, no weak reference, no comparison."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError
+
+    def __hash__(self) -> int:
+        raise RuntimeError
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, Own, Frozen, Refusing, OSError])
+def test_nothing_is_written_on_an_exception(store: Store, kind: type[BaseException]) -> None:
+    """An exception that passed through spans has no attribute or note of ours."""
+    error = kind("mine")
+    with pytest.raises(kind) as caught, traced_span("outer"), traced_span("inner") as span:
+        span.record_exception(error)
+        raise error
+    assert caught.value is error
+    assert vars(error) == {}
+    assert error.args == ("mine",)
+    assert b"spanguard" not in pickle.dumps(error)
+
+
+def stack_traces(trace: Any) -> dict[str, int]:
+    """Return by span how many of its events have a stack trace."""
+    return {
+        span.name: sum("exception.stacktrace" in event.attributes for event in span.events)
+        for span in trace.data.spans
+    }
+
+
+@pytest.mark.parametrize("kind", [ValueError, Own, Refusing])
+def test_each_trace_that_an_exception_passes_has_its_stack_trace_once(
+    store: Store, kind: type[BaseException]
+) -> None:
+    """The innermost span of each trace has the stack trace: nested, kept and pickled too."""
+    error = kind("again")
+    for name in ("first", "second"):
+        with contextlib.suppress(kind), traced_span(name), traced_span(f"{name} inner"):
+            raise error
+    with contextlib.suppress(kind), traced_span("around"):
+        with traced_span("other trace", new_trace=True), traced_span("its inner"):
+            raise pickle.loads(pickle.dumps(error))
+    found = [stack_traces(trace) for trace in store.traces()]
+    assert sorted(map(sorted, map(dict.items, found))) == [
+        [("around", 1)],
+        [("first", 0), ("first inner", 1)],
+        [("its inner", 1), ("other trace", 0)],
+        [("second", 0), ("second inner", 1)],
+    ]
+
+
+@pytest.mark.parametrize("kind", [ValueError, Own, Refusing])
+def test_an_exception_in_the_place_of_a_forgotten_one_has_its_own_stack_trace(
+    store: Store, kind: type[BaseException]
+) -> None:
+    """An exception that gets the address of one that is gone is told apart from it."""
+    addresses = set()
+    for number in range(20):
+        with contextlib.suppress(kind), traced_span(f"root {number}"):
+            with contextlib.suppress(kind), traced_span(f"child {number}"):
+                error = kind("one")
+                addresses.add(id(error))
+                raise error
+            del error
+            later = kind("another")
+            addresses.add(id(later))
+            try:
+                raise later
+            finally:
+                del later
+    assert len(addresses) < 40, "no address was ever used again"
+    counts = [count for trace in store.traces() for count in stack_traces(trace).values()]
+    assert counts == [1] * 40
+
+
+def test_an_open_trace_keeps_no_frame_of_an_exception_alive(store: Store) -> None:
+    """What an exception's frames hold goes when the user lets the exception go."""
+
+    class Tensor:
+        pass
+
+    gone = []
+
+    def fail(kind: type[BaseException]) -> None:
+        tensor = Tensor()
+        gone.append(weakref.ref(tensor))
+        with traced_span(f"child {kind.__name__}"):
+            raise kind("full")
+
+    with traced_span("root"):
+        for kind in (ValueError, Own, Refusing):
+            with contextlib.suppress(kind):
+                fail(kind)
+        gc.collect()
+        assert [tensor() for tensor in gone] == [None] * 3
+
+
+def test_one_exception_in_many_threads_of_a_trace(store: Store) -> None:
+    """Failures that pass a root at the same time each have their stack trace once."""
+    errors = [ValueError(str(number)) for number in range(50)]
+
+    def work(error: ValueError) -> None:
+        with traced_span(f"outer {error}"), traced_span(f"inner {error}"):
+            raise error
+
+    with contextlib.suppress(ValueError), traced_span("root"):
+        with ThreadPoolExecutor(8) as pool:
+            futures = [pool.submit(spanguard.carry(work), error) for error in errors]
+        for future in futures:
+            assert isinstance(future.exception(), ValueError)
+        raise errors[-1]
+    counts = stack_traces(store.trace())
+    assert {name for name, count in counts.items() if count} == {
+        f"inner {number}" for number in range(50)
+    }
+
+
 def test_the_users_frames_are_the_traceback(store: Store) -> None:
     def fail() -> None:
         raise ValueError
@@ -191,7 +316,7 @@ def test_an_expected_exception_is_ok_and_an_event(store: Store, expected: Any) -
             raise ValueError("not found")
     inner, outer = store.spans()["inner"], store.spans()["outer"]
     assert (status(inner), outcome(inner)) == ("OK", "expected")
-    assert [event.name for event in inner.events] == ["exception"]
+    assert [event.name for event in inner.events] == ["expected_exception"]
     assert inner.get_attribute("error") is None
     assert inner.get_attribute("mlflow.logLevel") in (None, 20, 10)
     assert (status(outer), outcome(outer)) == ("ERROR", "error")

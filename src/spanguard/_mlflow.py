@@ -24,6 +24,9 @@ its `_traces`, `_lock`, and of the buffer the  open traces must outlive MLflow's
 `is_remote_trace`; `_otel_id_to_mlflow_...`    without: a warning before the first loss
 `LiveSpan._span` and the OpenTelemetry span's  ending without MLflow's decorations when the full
 `_status`, `_attributes`                       end failed; ERROR after OK; the number of attributes
+a span processor's `_on_ending`, and the       where another API ends a span of ours as ERROR, it
+`_events` of a span                            gets the event that MLflow's page paints red by;
+                                               without: its status alone says it
 `tracing.utils.TraceJSONEncoder`               to know beforehand what MLflow's own dump will do;
                                                without: `json` with `default=str`
 `tracing.attachments.Attachment`               must not be rewritten; without (3.10): there are none
@@ -103,7 +106,7 @@ from opentelemetry import context as _otel_context_api
 from opentelemetry import trace as _otel
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
@@ -652,13 +655,20 @@ def attribute_names(span: Any) -> list[str]:
     return list(getattr(inner, "_attributes", None) or ())
 
 
-def add_quiet_event(span: Any, event: Any) -> None:
-    """Add an event without raising the span's log level, as MLflow would for an exception."""
-    inner = otel_span(span)
-    if inner is None:
-        span.add_event(event)
-    else:
-        inner.add_event(event.name, event.attributes, event.timestamp)
+# To compare the code of an OpenTelemetry span's status with: as a function it costs 0.1 µs more.
+OTEL_ERROR = StatusCode.ERROR
+
+
+def has_event(otel: Any, name: str) -> bool:
+    """Tell whether an OpenTelemetry span has an event of that name."""
+    return any(event.name == name for event in otel.events)
+
+
+def add_last_event(otel: Any, name: str, attributes: dict[str, str]) -> None:
+    """Add an event to a span that is ending: past `add_event`, and still before the store."""
+    events = getattr(otel, "_events", None)
+    if events is not None:
+        events.append(Event(name, attributes, otel.end_time))
 
 
 def status_code(span: Any) -> str:
@@ -694,9 +704,10 @@ def rename(span: LiveSpan, name: str) -> None:
                 trace.info.tags[TraceTagKey.TRACE_NAME] = name
 
 
-def make_event(name: str, attributes: dict[str, Any]) -> Any:
-    """Return a span event that happened now."""
-    return cast(Any, SpanEvent)(name=name, attributes=attributes)
+def make_event(name: str, attributes: dict[str, Any], timestamp: int | None = None) -> Any:
+    """Return a span event, that happened now if no time is given."""
+    at = time.time_ns() if timestamp is None else timestamp  # MLflow 3.10 takes microseconds here
+    return cast(Any, SpanEvent)(name=name, attributes=attributes, timestamp=at)
 
 
 def is_recording_kind(otel: Any) -> bool:

@@ -194,7 +194,7 @@ class OpenedSpan:
             return
         _record.outcome(self.live, outcome)
         if raised is not None and outcome.record_event:
-            _record.exception(self.live, raised, outcome)
+            _record.exception(self.live, raised, outcome, self.entry)
         elif outcome.status == "ERROR":
             _record.error(self.live, outcome.name)
 

@@ -144,7 +144,8 @@ class SpanProxy(_ObjectProxy):
         if not isinstance(exception, BaseException):
             exception = Exception(clean_text(exception, 10_000))
         with contained("recording an exception"):
-            _record.exception(self.__wrapped__, exception, ERROR)
+            entry = _registry.entry_of(_mlflow.otel_span(self.__wrapped__))
+            _record.exception(self.__wrapped__, exception, ERROR, entry)
 
     def end(
         self,

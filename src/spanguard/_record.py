@@ -12,6 +12,7 @@ from typing import Any
 
 from spanguard import _mlflow
 from spanguard._config import current_limits
+from spanguard._encounters import Meets, meet
 from spanguard._findings import contained
 from spanguard._mlflow import SpanStatus, SpanStatusCode
 from spanguard._outcome import Outcome, describe, event_attributes
@@ -24,6 +25,12 @@ OUTCOME = "spanguard.outcome"
 OPENED_AT = "spanguard.opened_at"
 ORPHANED_BY = "spanguard.orphaned_by"
 MORE_ATTRIBUTES = "spanguard.more_attributes"
+
+# By an event of this name MLflow's page paints a span red, whatever its status; by no other.
+EXCEPTION = "exception"
+EXPECTED_EXCEPTION = "expected_exception"
+
+_ERROR = _mlflow.OTEL_ERROR
 
 _NOT_THE_USERS = ("mlflow.", "spanguard.")
 
@@ -155,50 +162,28 @@ def _write_folded(span: Any, folded: dict[str, Any]) -> None:
 # -- how it ended ------------------------------------------------------------------------------
 
 
-def exception(span: Any, raised: BaseException, ended: Outcome) -> None:
+def exception(span: Any, raised: BaseException, ended: Outcome, met_in: Meets) -> None:
     """Record an exception: one event per span, and for an error the attributes and the status.
 
-    The stack trace is recorded where the exception is met first: the innermost span.
+    The stack trace is recorded where its trace meets the exception first: the innermost span.
+
+    Args:
+        span: the span.
+        raised: the exception.
+        ended: what the exception means for the span.
+        met_in: the span's entry in the registry; None for a span that is in none.
     """
-    span_id = getattr(span, "span_id", None)
-    met_in = _met_in(raised)
-    if met_in is None or met_in != span_id:
+    met_before = meet(met_in, raised)
+    if met_in is None or met_in.span_id not in met_before:
         with contained("recording an exception"):
-            _event(span, raised, ended, with_stack=met_in is None)
-    if met_in is None:
-        _mark_met(raised, span_id)
+            name = EXCEPTION if ended.status == "ERROR" else EXPECTED_EXCEPTION
+            happened = event_attributes(raised, with_stack=not met_before)
+            span.add_event(_mlflow.make_event(name, happened))
     if ended.status == "ERROR":
         described = describe(raised)
         for key, value in described.items():
             _own(span, key, value)
         error(span, f"{described['error_type']}: {described['error_message']}")
-
-
-def _event(span: Any, raised: BaseException, ended: Outcome, *, with_stack: bool) -> None:
-    happened = _mlflow.make_event("exception", event_attributes(raised, with_stack=with_stack))
-    if ended.status == "ERROR":
-        span.add_event(happened)
-    else:
-        _mlflow.add_quiet_event(span, happened)
-
-
-# On the exception itself: builtin exceptions take no weak reference, a strong one would keep
-# its frames alive, and an id() is soon another exception's.
-_MET = "__spanguard_met_in__"
-
-
-def _met_in(raised: BaseException) -> Any:
-    try:
-        return vars(raised).get(_MET)
-    except Exception:
-        return None
-
-
-def _mark_met(raised: BaseException, span_id: Any) -> None:
-    try:
-        vars(raised)[_MET] = span_id  # not setattr: a frozen dataclass may refuse it
-    except Exception:
-        pass
 
 
 def outcome(span: Any, ended: Outcome) -> None:
@@ -213,7 +198,33 @@ def orphan(span: Any, ended: Outcome, *, opened_at: str, orphaned_by: str) -> No
     _own(span, OPENED_AT, opened_at)
     _own(span, ORPHANED_BY, orphaned_by)
     if ended.status == "ERROR" and _mlflow.status_code(span) != "ERROR":
-        error(span, f"{ended.name}: opened at {opened_at}, closed by {orphaned_by}")
+        error(span, f"{ended.name}: {_left_open(opened_at, orphaned_by)}")
+
+
+def _left_open(opened_at: Any, orphaned_by: Any) -> str:
+    return f"opened at {opened_at}, closed by {orphaned_by}"
+
+
+_NO_WHY = "the status was set to ERROR"
+
+
+def _why(span: Any) -> dict[str, str]:
+    """Return the `exception` event of an ERROR that no exception tells of."""
+    opened_at, why = span.get_attribute(OPENED_AT), _mlflow.description(span)
+    if opened_at is not None:
+        why = _left_open(opened_at, span.get_attribute(ORPHANED_BY))
+    return {
+        "exception.type": str(span.get_attribute(OUTCOME) or "error"),
+        "exception.message": why or _NO_WHY,
+    }
+
+
+def explain_end(otel: Any) -> None:
+    """See to it that an ERROR which another API's end has brought about is seen too."""
+    if not _mlflow.has_event(otel, EXCEPTION):
+        why = otel.status.description or _NO_WHY
+        attributes = {"exception.type": "error", "exception.message": clean_text(why)}
+        _mlflow.add_last_event(otel, EXCEPTION, attributes)
 
 
 def error(span: Any, text: str) -> None:
@@ -241,6 +252,9 @@ def end(
                 _write_folded(span, _folded.pop(span))
         if otel.start_time > (end_time_ns or time.time_ns()):
             end_time_ns = otel.start_time  # never before its start: the duration would be negative
+        if otel.status.status_code is _ERROR and not _mlflow.has_event(otel, EXCEPTION):
+            with contained("recording why a span is an error"):
+                span.add_event(_mlflow.make_event(EXCEPTION, _why(span), end_time_ns))
     try:
         with contained("ending a span"):
             if ender is None:

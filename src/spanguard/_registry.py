@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from spanguard import _mlflow, _record
 from spanguard._context import StandIn
+from spanguard._encounters import Encounters
 from spanguard._findings import contained, internal_error, settle
 from spanguard._mlflow import OtelSpan, SpanProcessor
 from spanguard._outcome import ERROR, ORPHANED, Outcome, classify
@@ -74,6 +75,7 @@ class Entry:
         "ended",
         "ender",
         "live",
+        "met",
         "on_end",
         "opened",
         "orphaned_by",
@@ -98,6 +100,7 @@ class Entry:
         self.claimed = 0  # by which thread
         self.ended = False
         self.orphaned_by: str | None = None
+        self.met: Encounters | None = None
         # Set by _span.py for spans opened through spanguard:
         self.live: Any = None
         self.ender: Callable[[Any, int | None], None] | None = None
@@ -147,7 +150,7 @@ class Entry:
 class RemoteParent:
     """What a span of another process is here: the parent of what is opened under it."""
 
-    __slots__ = ("children", "ended", "label", "live", "parent", "span_id")
+    __slots__ = ("children", "ended", "label", "live", "met", "parent", "span_id")
 
     def __init__(self, span_id: int) -> None:
         self.span_id = span_id
@@ -155,6 +158,7 @@ class RemoteParent:
         self.children: dict[int, Entry] | None = None
         self.parent: None = None
         self.live: None = None
+        self.met: Encounters | None = None
         self.ended = False
 
 
@@ -228,6 +232,14 @@ class _Watcher(SpanProcessor):
                 _keep_open_traces(entry)
         except Exception as error:
             internal_error("noting a span's start", error)
+
+    def _on_ending(self, span: Any) -> None:
+        # Of ours and ended by another API: what we end has been seen to.
+        if span.status.status_code is _mlflow.OTEL_ERROR:
+            with contained("recording why a span is an error"):
+                entry = _open.get(span.context.span_id)
+                if entry is not None and entry.opened is not None:
+                    _record.explain_end(span)
 
     def on_end(self, span: Any) -> None:
         try:
@@ -474,7 +486,7 @@ def close_orphan(
         if live is not None:
             _record.orphan(live, outcome, opened_at=report.opened_at, orphaned_by=orphaned_by)
             if raised is not None:
-                _record.exception(live, raised, ERROR)
+                _record.exception(live, raised, ERROR, entry)
             _record.end(live, entry.ender)
     otel = entry.otel
     if otel is not None and not _mlflow.has_ended(otel):
@@ -497,7 +509,7 @@ def note_failure(thread: threading.Thread, raised: BaseException) -> None:
         if entry.thread is thread and not entry.claimed:
             live = entry.mlflow_span()
             if live is not None:
-                _record.exception(live, raised, outcome)
+                _record.exception(live, raised, outcome, entry)
 
 
 def _await_end(entry: Entry) -> None:

@@ -333,7 +333,7 @@ def _failure(span: Span) -> str:
 
 def _exception_event(span: Span) -> tuple[str, str]:
     for event in reversed(span.events):
-        if event.name == "exception":
+        if event.name in ("exception", "expected_exception"):
             attributes = event.attributes or {}
             kind = attributes.get("exception.type", "")
             return str(kind), str(attributes.get("exception.message", ""))
