@@ -848,6 +848,82 @@ def test_inputs_and_outputs_of_the_endpoint_stay(store: Store) -> None:
     assert (request(store).inputs, request(store).outputs) == ("mine", "mine too")
 
 
+# -- what MLflow's list shows ------------------------------------------------------------------
+
+
+def previews(store: Store) -> list[tuple[str | None, str | None]]:
+    """Return what the list of traces shows of each, oldest first."""
+    return [(t.info.request_preview, t.info.response_preview) for t in store.traces()]
+
+
+@pytest.mark.parametrize("make", [fastapi_app, starlette_app])
+def test_the_list_tells_requests_apart(store: Store, make: Callable[[], Any]) -> None:
+    """A trace's previews are method and path, as they were asked for, and the status."""
+    app = make()
+    for method, path in (("GET", "/items/7"), ("GET", "/items/8"), ("POST", "/items/8")):
+        call(app, scope(path, method=method))
+    call(answering(204), scope("/ask", method="POST"))
+    assert previews(store) == [
+        ("GET /items/7", "200"),
+        ("GET /items/8", "200"),
+        ("POST /items/8", "405"),
+        ("POST /ask", "204"),
+    ]
+
+
+def test_the_list_shows_how_a_request_failed(store: Store) -> None:
+    """Without a status the response's preview is what went wrong."""
+
+    async def fail(scope: Any, receive: Any, send: Any) -> None:
+        raise LookupError("secret")
+
+    async def say_nothing(scope: Any, receive: Any, send: Any) -> None:
+        pass
+
+    with pytest.raises(LookupError):
+        call(fail)
+    call(say_nothing)
+    call(answering(503))
+    assert previews(store) == [
+        ("GET /", "LookupError"),
+        ("GET /", "no response was sent"),
+        ("GET /", "503"),
+    ]
+
+
+def test_the_list_shows_a_connection(store: Store) -> None:
+    """A WebSocket's previews are its path and the code that closed it."""
+    with contextlib.suppress(Exception):
+        connect("/chat/7", hung_up(1001))
+    assert previews(store) == [("WEBSOCKET /chat/7", "1001")]
+
+
+def test_the_list_shows_inputs_and_outputs_where_there_are_any(store: Store) -> None:
+    """What a request's span has for inputs and outputs says more than a path and a status."""
+    call(echo, scope(method="POST"), {"type": "http.request", "body": b"hi"}, capture_bodies=True)
+    assert previews(store) == [('"hi"', '"hi"')]
+
+
+def test_the_list_shows_what_the_endpoint_says(store: Store) -> None:
+    """Previews that the endpoint sets stay."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        mlflow.update_current_trace(request_preview="mine", response_preview="mine too")
+        await answering()(scope, receive, send)
+
+    call(app)
+    assert previews(store) == [("mine", "mine too")]
+
+
+def test_a_path_of_any_length_and_kind_is_shown(store: Store) -> None:
+    """What strangers ask for neither costs the trace nor fills the list."""
+    call(answering(404), scope("/" + "x" * 100_000))
+    call(answering(404), {**scope(), "path": "/\ud800"})
+    (long, _), (odd, _) = previews(store)
+    assert long is not None and len(long) < 400
+    assert odd == "GET /\\ud800"
+
+
 # -- web sockets -------------------------------------------------------------------------------
 
 CONNECT = {"type": "websocket.connect"}

@@ -39,8 +39,9 @@ and `_max_queue_size` of the batch processor   does not fit, with a line in its 
                                                without: a carried span starts a trace of its own
 `tracking.fluent._active_experiment_id`        the experiment in force, without asking the store;
                                                without: `set_experiment` in a worker process
-`trace.info` of a live trace                   its name and request id after its start, also where
-                                               it is not the active one; without: unchanged
+`trace.info` of a live trace                   its name, request id and previews after its start,
+                                               also where it is not the active one; without:
+                                               unchanged
 `concurrent.futures.thread._threads_queues`,   the exit of the process must not wait for a dead
 `_worker_threadpool`, `_at_exit_callback`      server; without: it waits as long as MLflow does
 `_async_queue.activate`                        Python 3.12.1 starts no threads at exit; without:
@@ -507,6 +508,29 @@ def set_client_request_id(trace_id: str | None, text: str) -> None:
     with _trace_manager().get_trace(trace_id) as trace:
         if trace is not None:
             trace.info.client_request_id = text
+
+
+def set_previews(trace_id: str | None, request: str | None, response: str | None) -> None:
+    """Set what MLflow's list of traces shows of one in memory, unless it has been set before.
+
+    As `mlflow.update_current_trace` does, which knows the active trace only. None leaves it to
+    MLflow, which shows the root's inputs and outputs.
+    """
+    with _trace_manager().get_trace(trace_id) as trace:
+        if trace is not None:
+            info = trace.info
+            info.request_preview = info.request_preview or request
+            info.response_preview = info.response_preview or response
+
+
+def has_inputs(span: Any) -> bool:
+    """Tell whether inputs are recorded on a span, without decoding them."""
+    return INPUTS_KEY in attribute_names(span)
+
+
+def has_outputs(span: Any) -> bool:
+    """Tell whether outputs are recorded on a span, without decoding them."""
+    return OUTPUTS_KEY in attribute_names(span)
 
 
 def experiment_and_run(trace_id: str) -> tuple[str | None, str | None]:

@@ -38,6 +38,8 @@ MAX_BODY_BYTES = 100_000
 
 MAX_REQUEST_ID_CHARS = 128
 
+MAX_PREVIEW_CHARS = 250
+
 # In the scope of a request that has its span: a middleware inside another adds no second one.
 TRACED = "spanguard.traced"
 
@@ -55,6 +57,9 @@ class TraceMiddleware:
     - OK and `closed_early` where the client left before the end;
     - ERROR and `cancelled` where the server cancelled the request;
     - OK else, also for a status of 400 to 499: the client's mistake is not the service's.
+
+    In MLflow's list of traces, which shows no names, a request without inputs and outputs is shown
+    as `GET /items/7` and `200`.
 
     A request's `traceparent` continues the caller's trace; a request id is taken from the request
     or made, recorded, and in traces that start here MLflow's `client_request_id`. The response
@@ -349,9 +354,9 @@ class _Exchange:
         if failure is not None:
             _record.outcome(live, ERROR)
             _record.error(live, failure)
-        if self._request_body.size and live.inputs is None:
+        if self._request_body.size and not _mlflow.has_inputs(live):
             _record.inputs(live, self._request_body.recordable())
-        if self._response_body.size and live.outputs is None:
+        if self._response_body.size and not _mlflow.has_outputs(live):
             _record.outputs(live, self._response_body.recordable())
         found = {
             "http.response.status_code": self._status,
@@ -359,6 +364,23 @@ class _Exchange:
         }
         self._write({name: value for name, value in found.items() if value is not None})
         self._write_name()
+        if self._opened.is_root:
+            self._write_previews(failure if raised is None else type(raised).__name__)
+
+    def _write_previews(self, failure: str | None) -> None:
+        """Tell this request from others in MLflow's list, which shows no names.
+
+        Inputs and outputs, where there are any, say more: MLflow shows them by itself.
+        """
+        live = self._opened.live
+        asked = clean_text(f"{self._label} {self._scope.get('path', '')}", MAX_PREVIEW_CHARS)
+        code = self._close_code if self._status is None else self._status
+        answered = failure if code is None else str(code)
+        _mlflow.set_previews(
+            live.trace_id,
+            None if _mlflow.has_inputs(live) else asked,
+            None if _mlflow.has_outputs(live) else answered,
+        )
 
     def _write_name(self) -> None:
         """Name the span by its route, which is known once a router has had the request."""
