@@ -211,11 +211,15 @@ class Strand:
     __hash__ = None  # type: ignore[assignment]
 
 
+# Whose body runs in this context.
+_body_here: ContextVar[BodyContext | None] = ContextVar("spanguard_body", default=None)
+
+
 class BodyContext:
     """What is ambient inside a generator's body, and how strict it is, kept between its steps.
 
     Entered for each step and left after it: the consumer never sees the body's spans, whichever
-    task or thread takes the next step, and the body finds its own again.
+    task or thread takes the next step, and the body finds its own again. One step at a time.
     """
 
     __slots__ = ("_body", "_body_variables", "_consumer", "_consumer_variables")
@@ -226,18 +230,24 @@ class BodyContext:
 
     def __enter__(self) -> None:
         self._consumer = _mlflow.active_state()
-        self._consumer_variables = (pushed.get(), context_strict.get())
+        self._consumer_variables = (pushed.get(), context_strict.get(), _body_here.get())
         if self._body is not None:
             self._body.restore()
             _set_variables(*self._body_variables)
+        _body_here.set(self)
 
     def __exit__(self, *exc_info: object) -> None:
+        if _body_here.get() is not self:
+            # The collector closes a step that was never finished, in whatever context it runs:
+            # what is active there is not the step's to change.
+            return
         self._body = _mlflow.active_state()
-        self._body_variables = (pushed.get(), context_strict.get())
+        self._body_variables = (pushed.get(), context_strict.get(), self)
         self._consumer.restore()
         _set_variables(*self._consumer_variables)
 
 
-def _set_variables(innermost: Any, strict: bool | None) -> None:
+def _set_variables(innermost: Any, strict: bool | None, body: BodyContext | None) -> None:
     pushed.set(innermost)
     context_strict.set(strict)
+    _body_here.set(body)

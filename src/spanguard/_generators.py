@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
+import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -70,10 +72,23 @@ class Recorder:
         self.items = []
 
 
+# How long a step waits for another thread that is opening or ending the span of the generator.
+_CONCURRENT_STEP_SECONDS = 1.0
+
+
+class _Turn:
+    """One call's claim on the generator: a `next`, `send`, `throw` or `close` from end to end."""
+
+    __slots__ = ("thread",)
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+
+
 class _Drive:
     """The state of one traced generator, sync or async: its span, and its body's context."""
 
-    __slots__ = ("__weakref__", "body", "done", "iterated", "opened", "recorder")
+    __slots__ = ("__weakref__", "_turns", "body", "done", "iterated", "opened", "recorder")
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
@@ -81,6 +96,34 @@ class _Drive:
         self.opened: Opened | None = None
         self.iterated = False
         self.done = False
+        self._turns: dict[str, _Turn] = {}
+
+    def take(self, turn: _Turn, is_running: Callable[[], bool]) -> bool:
+        """Take a turn; False where it is another call's: then nothing here is to be touched.
+
+        Python lets one call at a time into a generator, and says so itself to all others. Only
+        what we do before and after, which it does not know of, is waited for (issue 9, 23).
+        """
+        deadline: float | None = None
+        # Atomic without a lock, and undone by `give_back` wherever an interrupt strikes.
+        while (holder := self._turns.setdefault("now", turn)) is not turn:
+            if holder.thread == turn.thread or is_running():
+                return False
+            now = time.monotonic()
+            deadline = deadline or now + _CONCURRENT_STEP_SECONDS
+            if now > deadline:
+                return False
+            time.sleep(0)
+        return True
+
+    def give_back(self, turn: _Turn) -> None:
+        """End a turn; nothing, if it never was this call's."""
+        if self._turns.get("now") is turn:
+            del self._turns["now"]
+
+    @property
+    def has_begun(self) -> bool:
+        return self.opened is not None or self.done
 
     @property
     def is_open(self) -> bool:
@@ -103,6 +146,14 @@ class _Drive:
             opened.finish(raised)
         else:
             opened.finish_as(outcome)
+
+    def finish_unless(self, is_suspended: bool, raised: BaseException) -> None:
+        """Close the span for what a step raised, unless the body did not raise it and goes on.
+
+        It does where Python itself refused the call: `throw` of what is no exception.
+        """
+        if self.opened is None or not is_suspended:
+            self.finish(raised)
 
     def dropped_as(self) -> Outcome:
         """Tell what it means that nobody holds the generator any more.
@@ -128,44 +179,61 @@ class TracedGenerator(_ObjectProxy):
         return self._self_step(self.__wrapped__.__next__)
 
     def send(self, value: Any) -> Any:
+        if value is not None and not self._self_drive.has_begun:
+            return self.__wrapped__.send(value)  # refused, and not begun by that
         return self._self_step(self.__wrapped__.send, value)
 
     def throw(self, *exception: Any) -> Any:
         return self._self_step(self.__wrapped__.throw, *exception)
 
     def _self_step(self, step: Callable[..., Any], *args: Any) -> Any:
-        drive = self._self_drive
-        if drive.done:
-            return step(*args)
-        with drive.body:
-            try:
-                drive.begin()
-                item = step(*args)
-            except StopIteration:
-                drive.finish(None)
-                raise
-            except BaseException as error:
-                drive.finish(error)
-                raise
-        drive.recorder.keep(item)
-        return item
+        drive, turn = self._self_drive, _Turn()
+        try:
+            if not drive.take(turn, self._self_is_running) or drive.done:
+                return step(*args)
+            with drive.body:
+                try:
+                    drive.begin()
+                    item = step(*args)
+                except StopIteration:
+                    drive.finish(None)
+                    raise
+                except BaseException as error:
+                    drive.finish_unless(self._self_is_suspended(), error)
+                    raise
+            drive.recorder.keep(item)
+            return item
+        finally:
+            drive.give_back(turn)
+
+    def _self_is_running(self) -> bool:
+        return bool(getattr(self.__wrapped__, "gi_running", True))
+
+    def _self_is_suspended(self) -> bool:
+        return getattr(self.__wrapped__, "gi_frame", None) is not None
 
     def close(self) -> None:
         self._self_close(CLOSED_EARLY)
 
     def _self_close(self, outcome: Outcome) -> None:
-        drive = self._self_drive
-        if not drive.is_open:
-            drive.done = True
-            self.__wrapped__.close()
-            return
-        with drive.body:
-            try:
+        drive, turn = self._self_drive, _Turn()
+        try:
+            if not drive.take(turn, self._self_is_running):
                 self.__wrapped__.close()
-            except BaseException as error:
-                drive.finish(error)
-                raise
-            drive.finish(None, outcome)
+                return
+            if not drive.is_open:
+                drive.done = True
+                self.__wrapped__.close()
+                return
+            with drive.body:
+                try:
+                    self.__wrapped__.close()
+                except BaseException as error:
+                    drive.finish(error)
+                    raise
+                drive.finish(None, outcome)
+        finally:
+            drive.give_back(turn)
 
     def __del__(self) -> None:
         drive = getattr(self, "_self_drive", None)
@@ -189,36 +257,54 @@ class TracedAsyncGenerator(_ObjectProxy):
         return self._self_step(self.__wrapped__.__anext__)
 
     def asend(self, value: Any) -> Any:
+        if value is not None and not self._self_drive.has_begun:
+            return self.__wrapped__.asend(value)
         return self._self_step(self.__wrapped__.asend, value)
 
     def athrow(self, *exception: Any) -> Any:
         return self._self_step(self.__wrapped__.athrow, *exception)
 
     async def _self_step(self, step: Callable[..., Any], *args: Any) -> Any:
-        drive = self._self_drive
-        if drive.done:
-            return await step(*args)
-        if self._self_loop is None:
-            self._self_loop = asyncio._get_running_loop()
-        with drive.body:
-            try:
-                drive.begin()
-                item = await step(*args)
-            except StopAsyncIteration:
-                drive.finish(None)
-                raise
-            except BaseException as error:
-                drive.finish(error)
-                raise
-        drive.recorder.keep(item)
-        return item
+        drive, turn = self._self_drive, _Turn()
+        try:
+            if not drive.take(turn, self._self_is_running) or drive.done:
+                return await step(*args)
+            if self._self_loop is None:
+                self._self_loop = asyncio._get_running_loop()
+            with drive.body:
+                try:
+                    drive.begin()
+                    item = await step(*args)
+                except StopAsyncIteration:
+                    drive.finish(None)
+                    raise
+                except BaseException as error:
+                    drive.finish_unless(self._self_is_suspended(), error)
+                    raise
+            drive.recorder.keep(item)
+            return item
+        finally:
+            drive.give_back(turn)
+
+    def _self_is_running(self) -> bool:
+        return bool(getattr(self.__wrapped__, "ag_running", True))
+
+    def _self_is_suspended(self) -> bool:
+        return getattr(self.__wrapped__, "ag_frame", None) is not None
 
     async def aclose(self) -> None:
-        if not self._self_drive.is_open:
-            self._self_drive.done = True
-            await self.__wrapped__.aclose()
-            return
-        await _aclose(self._self_drive, self.__wrapped__, CLOSED_EARLY)
+        drive, turn = self._self_drive, _Turn()
+        try:
+            if not drive.take(turn, self._self_is_running):
+                await self.__wrapped__.aclose()
+                return
+            if not drive.is_open:
+                drive.done = True
+                await self.__wrapped__.aclose()
+                return
+            await _aclose(drive, self.__wrapped__, CLOSED_EARLY)
+        finally:
+            drive.give_back(turn)
 
     def __del__(self) -> None:
         drive = getattr(self, "_self_drive", None)
