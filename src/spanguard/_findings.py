@@ -6,6 +6,7 @@ And of a failure inside spanguard or MLflow: one log line per site, never an exc
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -103,22 +104,52 @@ def forget_sites() -> None:
     _logged.clear()
 
 
-def internal_error(where: str, error: BaseException) -> None:
-    """Log a failure that is not the user's, once per place. No payload gets into the line."""
+def internal_error(where: str, error: BaseException, *, quoted: bool = False) -> None:
+    """Log a failure that is not the user's, once per place. No payload gets into the line.
+
+    Args:
+        where: what was being done.
+        error: what failed.
+        quoted: say MLflow's own message too, which often names the cure. For what is done without
+            a payload: listening, looking up, flushing.
+    """
     key = (where, type(error).__qualname__)
     if key not in _logged:
         if len(_logged) >= _MAX_REMEMBERED:
             _logged.clear()
         _logged.add(key)
-        # The message of the error may quote a payload: type and place only.
+        # The message of the error may quote a payload: else type and place only.
         logger.warning(
-            "%s failed with %s%s; the traced code is not affected. Logged once.",
+            "%s failed with %s%s%s; the traced code is not affected. Logged once.",
             where,
             type(error).__qualname__,
             _innermost_line(error),
+            _message(error) if quoted else "",
         )
     if reraise_internal:
         raise error
+
+
+# Whose messages are MLflow's own, or of what it could not open.
+_QUOTED = frozenset({"mlflow", "sqlalchemy", "alembic"})
+_MAX_QUOTED_CHARS = 800
+_PASSWORD = re.compile(r"://[^/@\s]*@")
+
+
+def _message(error: BaseException) -> str:
+    """Return what MLflow says, on one line, without passwords and the values of a query."""
+    package = type(error).__module__.partition(".")[0]
+    if package not in _QUOTED and not isinstance(error, ImportError):
+        return ""
+    try:
+        said = str(error).partition("[SQL:")[0]
+    except Exception:
+        return ""
+    line = _PASSWORD.sub("://***@", " ".join(said.split()))
+    if len(line) > _MAX_QUOTED_CHARS:  # the cure may stand first or last
+        half = _MAX_QUOTED_CHARS // 2
+        line = f"{line[:half]} … {line[-half:]}"
+    return f' ("{line}")'.encode(errors="backslashreplace").decode() if line else ""
 
 
 def _innermost_line(error: BaseException) -> str:

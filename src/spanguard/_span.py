@@ -122,8 +122,10 @@ def _attributes(request: SpanRequest) -> dict[str, Any]:
 def _start(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> OpenedSpan:
     """Start the span, bare: a payload that MLflow chokes on must not cost the span."""
     live: Any = None
+    is_listening = False
     try:
         _exit.listen()
+        is_listening = True
         if request.otel_trace_id is not None:
             with _mlflow.trace_id_chosen(request.otel_trace_id):
                 live = _start_at(request, spot, attributes)
@@ -133,7 +135,8 @@ def _start(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> Ope
     except (SpanguardError, SpanguardWarning):
         raise  # of a guarded client: nothing failed, and it is for the user
     except Exception as error:
-        internal_error("starting a span", error)
+        # Before that nothing of the user's was given away; a client is given payloads.
+        internal_error("starting a span", error, quoted=not is_listening)
     if live is None:
         live = _mlflow.noop_span()
     is_root = spot.parent is None and getattr(live, "parent_id", None) is None

@@ -60,7 +60,7 @@ def _put(what: str, question: Callable[[], T], seconds: float) -> tuple[list[T],
         try:
             answers.append(question())
         except Exception as error:
-            internal_error(what, error)
+            internal_error(what, error, quoted=True)
 
     # In a copy of the context: MLflow keeps the workspace that it asks for in it.
     run = contextvars.copy_context().run
@@ -69,7 +69,7 @@ def _put(what: str, question: Callable[[], T], seconds: float) -> tuple[list[T],
         thread.start()
         thread.join(seconds)
     except RuntimeError as error:  # the interpreter is on its way out
-        internal_error(what, error)
+        internal_error(what, error, quoted=True)
     if thread.is_alive() and not answers:
         logger.warning(
             "%s: the store has not answered in %g seconds; it is not waited for.", what, seconds
