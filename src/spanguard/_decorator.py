@@ -21,6 +21,7 @@ from spanguard._generators import (
     TracedCoroutine,
     TracedGenerator,
 )
+from spanguard._items import Items, WholeItems
 from spanguard._opened import OpenedSpan
 from spanguard._pickling import asked_by_cloudpickle
 from spanguard._request import SpanRequest
@@ -173,29 +174,44 @@ class _Plan:
                 value = _redacted(options.redact, "return", value)
             _record.outputs(opened.live, value)
 
-    def write_items(self, opened: OpenedSpan, items: list[Any], count: int) -> None:
+    def write_items(self, opened: OpenedSpan, items: Items) -> None:
         options = self.options
         if not options.capture_outputs or not opened.is_open:
             return
-        outputs: Any = items
-        more = count - len(items)
-        if options.output_reducer is not None:
-            try:
-                outputs = options.output_reducer(items)
-            except Exception as error:
-                _log_hook("output_reducer", error)
-        elif more:
-            outputs = [*items, f"[spanguard: {more} more items, {count} in all]"]
+        more = items.count - items.taken
         if more:
-            _record.attribute(opened.live, ITEM_COUNT, count)
-        if options.redact is not None:
-            outputs = _redacted(options.redact, "return", outputs)
+            _record.attribute(opened.live, ITEM_COUNT, items.count)
+        if options.output_reducer is not None:
+            self._write_reduced(opened, options.output_reducer, items.kept)
+            return
+        if more:
+            items.kept.append(f"[spanguard: {more} more items, {items.count} in all]")
+        _record.taken_outputs(opened.live, items.kept)
+
+    def _write_reduced(
+        self, opened: OpenedSpan, reduce: Callable[[list[Any]], Any], items: list[Any]
+    ) -> None:
+        outputs: Any = items
+        try:
+            outputs = reduce(items)
+        except Exception as error:
+            _log_hook("output_reducer", error)
+        if self.options.redact is not None:
+            outputs = _redacted(self.options.redact, "return", outputs)
         _record.outputs(opened.live, outputs)
 
     def recorder(self, instance: Any, args: Any, kwargs: Any) -> Recorder:
         return Recorder(
-            lambda: self.open(instance, args, kwargs), self.write_items, self.options.max_items
+            lambda: self.open(instance, args, kwargs), self._new_items(), self.write_items
         )
+
+    def _new_items(self) -> Items:
+        options = self.options
+        most = options.max_items if options.capture_outputs else 0
+        if options.output_reducer is not None:
+            return WholeItems(most)
+        redact = options.redact
+        return Items(most, redact and (lambda item: _redacted(redact, "return", item)))
 
     # -- the four kinds of calls: what wrapt calls, with self or cls taken off the arguments
 
@@ -394,9 +410,13 @@ def traced(
         capture_inputs: True, False, or the names of the parameters to record.
         capture_outputs: whether to record what is returned or yielded.
         redact: sees every captured argument, and the output as "return", and gives back what may
-            be recorded. If it raises, the value is dropped, never leaked.
-        output_reducer: makes a generator's outputs of the list of its items.
-        max_items: so many of a generator's items are kept; then they are only counted.
+            be recorded. If it raises, the value is dropped, never leaked. Of a generator it sees
+            each item when it is yielded, as a list of one.
+        output_reducer: makes a generator's outputs of the list of its items. It gets the items
+            themselves, which are kept alive until then: lower `max_items` where they are big.
+        max_items: so many of a generator's items are recorded; then they are only counted. Each
+            is recorded as it is when it is yielded, and let go of; all of them share the size
+            cap of one payload.
         expected: exception classes that are no error here.
         client: an MLflow client whose `start_*` and `end_*` are to be called.
         strict: overrides `strict()` and the environment for this function's spans.

@@ -10,13 +10,14 @@ import asyncio
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import AsyncGenerator, Callable, Generator
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import wrapt
 
 from spanguard._context import BodyContext
 from spanguard._findings import contained
+from spanguard._items import Items
 from spanguard._opened import OpenedSpan
 from spanguard._outcome import ABANDONED, CLOSED_EARLY, Outcome
 
@@ -36,40 +37,38 @@ class Opened(Protocol):
     def finish_as(self, outcome: Outcome) -> None: ...
 
 
-def _write_nothing(opened: Any, items: list[Any], count: int) -> None:
-    """Record nothing of a generator's items."""
-
-
 class Recorder:
     """How a generator's span is opened, and what is recorded of its items."""
 
-    __slots__ = ("_open", "_write", "count", "items", "max_items")
+    __slots__ = ("_items", "_open", "_write")
 
     def __init__(
         self,
         open_: Callable[[], Opened],
-        write: Callable[[Any, list[Any], int], None] = _write_nothing,
-        max_items: int = 0,
+        items: Items | None = None,
+        write: Callable[[Any, Items], None] | None = None,
     ) -> None:
-        self._open = open_
+        self._open: Callable[[], Opened] | None = open_
+        self._items = items
         self._write = write
-        self.max_items = max_items
-        self.items: list[Any] = []
-        self.count = 0
 
     def open(self) -> Opened:
-        return self._open()
+        """Open the span. It is let go of how: that holds the arguments of the call."""
+        open_, self._open = self._open, None
+        assert open_ is not None, "a span is opened once"
+        return open_()
 
     def keep(self, item: Any) -> None:
-        """Keep an item, up to the limit; count all: a long stream must not grow memory."""
-        self.count += 1
-        if self.count <= self.max_items:
-            self.items.append(item)
+        """Take of an item what is to be recorded."""
+        if self._items is not None:
+            with contained("recording an item of a generator"):
+                self._items.take(item)
 
     def write(self, opened: Opened) -> None:
-        with contained("recording the items of a generator"):
-            self._write(opened, self.items, self.count)
-        self.items = []
+        items, self._items = self._items, None
+        if items is not None and self._write is not None:
+            with contained("recording the items of a generator"):
+                self._write(opened, items)
 
 
 # How long a step waits for another thread that is opening or ending the span of the generator.
@@ -271,6 +270,8 @@ class TracedAsyncGenerator(_ObjectProxy):
                 return await step(*args)
             if self._self_loop is None:
                 self._self_loop = asyncio._get_running_loop()
+            if not drive.has_begun:
+                self._self_register()
             with drive.body:
                 try:
                     drive.begin()
@@ -291,6 +292,17 @@ class TracedAsyncGenerator(_ObjectProxy):
 
     def _self_is_suspended(self) -> bool:
         return getattr(self.__wrapped__, "ag_frame", None) is not None
+
+    def _self_register(self) -> None:
+        """Let the event loop close this one at its end, not the one inside (issue 9, 24).
+
+        Loops keep sets of the generators that they know. The one inside will register at its
+        first step, and equals this: it is in the set already.
+        """
+        register = sys.get_asyncgen_hooks().firstiter
+        if register is not None:
+            with contained("registering an async generator with its event loop"):
+                register(cast("AsyncGenerator[Any, Any]", self))
 
     async def aclose(self) -> None:
         drive, turn = self._self_drive, _Turn()
@@ -403,6 +415,7 @@ def _run(
     abandoned: list[bool],
 ) -> Generator[Any, Any, Any]:
     opened = open_()
+    del open_  # it holds the arguments of the call
     try:
         result = yield from coroutine.__await__()
     except BaseException as error:

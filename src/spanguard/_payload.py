@@ -18,6 +18,7 @@ from spanguard import _mlflow
 from spanguard._config import current_limits
 
 __all__ = [
+    "Budget",
     "as_mapping",
     "clean",
     "clean_attributes",
@@ -49,12 +50,27 @@ _ANY_FAILURE = (Exception, SystemExit, GeneratorExit)
 
 def clean(value: Any) -> Any:
     """Return the value itself if MLflow can record it as it is, else a recordable likeness."""
-    if is_plain(value):
-        return value
-    try:
-        return _Rebuilder(current_limits().value_chars).rebuild(value, MAX_DEPTH)
-    except _ANY_FAILURE as error:
-        return f"[spanguard: {_type_name(value)} not recorded, {type(error).__name__}]"
+    return value if is_plain(value) else Budget().take(value)
+
+
+class Budget:
+    """The characters that one payload may hold, also where it is taken part by part."""
+
+    __slots__ = ("_rebuilder",)
+
+    def __init__(self) -> None:
+        self._rebuilder = _Rebuilder(current_limits().value_chars)
+
+    @property
+    def is_spent(self) -> bool:
+        return self._rebuilder.left <= 0
+
+    def take(self, value: Any) -> Any:
+        """Return a recordable likeness that shares nothing with the value that could change."""
+        try:
+            return self._rebuilder.rebuild(value, MAX_DEPTH)
+        except _ANY_FAILURE as error:
+            return f"[spanguard: {_type_name(value)} not recorded, {type(error).__name__}]"
 
 
 def is_plain(value: Any) -> bool:
@@ -123,11 +139,11 @@ class _Rebuilder:
     """One walk over a value that is not plain, with one budget of characters for all of it."""
 
     def __init__(self, limit: int) -> None:
-        self._left = limit
+        self.left = limit
         self._path: set[int] = set()
 
     def rebuild(self, value: Any, depth: int) -> Any:
-        self._left -= _NODE_CHARS
+        self.left -= _NODE_CHARS
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, str):
@@ -160,7 +176,7 @@ class _Rebuilder:
     def _mapping(self, items: list[tuple[Any, Any]], depth: int) -> dict[str, Any]:
         rebuilt: dict[str, Any] = {}
         for number, (key, item) in enumerate(items):
-            if self._left <= 0:
+            if self.left <= 0:
                 rebuilt["[spanguard]"] = f"{len(items) - number} more entries left out"
                 break
             text = self._text(_key_text(key))
@@ -172,7 +188,7 @@ class _Rebuilder:
     def _sequence(self, items: list[Any], depth: int) -> list[Any]:
         rebuilt: list[Any] = []
         for number, item in enumerate(items):
-            if self._left <= 0:
+            if self.left <= 0:
                 rebuilt.append(f"[spanguard: {len(items) - number} more items left out]")
                 break
             rebuilt.append(self.rebuild(item, depth))
@@ -196,8 +212,8 @@ class _Rebuilder:
         return self._text(int.__repr__(number) if decimal else hex(number))
 
     def _text(self, text: str) -> str:
-        text = _cut(_utf8(text), max(self._left, 0))
-        self._left -= len(text)
+        text = _cut(_utf8(text), max(self.left, 0))
+        self.left -= len(text)
         return text
 
 

@@ -97,6 +97,12 @@ def outputs(span: Any, value: Any) -> None:
             span.set_outputs(clean(value))
 
 
+def taken_outputs(span: Any, value: Any) -> None:
+    """Set outputs that are clean already, and within the caps."""
+    with contained("recording outputs"):
+        span.set_outputs(value)
+
+
 def attribute(span: Any, key: Any, value: Any) -> InvalidSpanArgumentError | None:
     """Set one attribute; return a finding if its key is MLflow's own."""
     findings = attributes(span, {key: value})
