@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import threading
 from contextvars import ContextVar, Token
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 __all__ = [
     "EXIT_SECONDS",
     "MAX_ATTRIBUTES",
     "MAX_MESSAGE_CHARS",
     "MAX_VALUE_CHARS",
+    "LONGEST_WAIT",
     "Limits",
     "context_strict",
     "current_limits",
@@ -21,6 +23,7 @@ __all__ = [
     "strict",
     "strict_as_before",
     "strict_here",
+    "waiting_time",
 ]
 
 STRICT_VARIABLE = "SPANGUARD_STRICT"
@@ -36,6 +39,25 @@ MAX_ATTRIBUTES = 96
 
 EXIT_SECONDS = 30.0
 """Seconds that the exit of the process, or a handled signal, waits for the store."""
+
+LONGEST_WAIT = threading.TIMEOUT_MAX / 2
+"""Seconds that stand for "without a limit": locks and threads take no more than twice as many."""
+
+
+def waiting_time(seconds: object) -> float | None:
+    """Return a number of seconds that locks and threads can wait; None if it is not a number.
+
+    None and infinity are as long as it takes, and what is negative is no time at all.
+    """
+    if seconds is None:
+        return LONGEST_WAIT
+    try:
+        number = float(cast(Any, seconds))
+    except OverflowError:  # a whole number beyond all floats
+        return LONGEST_WAIT if cast(int, seconds) > 0 else 0.0
+    except Exception:
+        return None
+    return None if number != number else min(max(number, 0.0), LONGEST_WAIT)
 
 
 # -- strictness ------------------------------------------------------------------------------
@@ -172,7 +194,8 @@ def limits(
         message_chars: characters of an exception's message and of its stack trace.
         attributes: attributes on one span; what is over goes into `spanguard.more_attributes`.
             At most 96: above that MLflow starts to drop its own.
-        exit_seconds: seconds that the exit of the process waits for the store.
+        exit_seconds: seconds that the exit of the process waits for the store; infinity is as
+            long as it takes.
 
     Raises:
         ValueError: a size is not a positive whole number, `attributes` is above 96, or
@@ -193,5 +216,5 @@ def limits(
     if exit_seconds is not None:
         if not isinstance(exit_seconds, (int, float)) or not exit_seconds >= 0:
             raise ValueError(f"exit_seconds must be a number of seconds, not {exit_seconds!r}")
-        changes["exit_seconds"] = exit_seconds
+        changes["exit_seconds"] = min(exit_seconds, LONGEST_WAIT)
     return LimitsSetting(replace(_limits, **changes))

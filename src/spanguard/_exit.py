@@ -8,15 +8,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from spanguard import _mlflow, _registry
-from spanguard._config import current_limits
-from spanguard._findings import contained, logger, settle
+from spanguard._config import current_limits, waiting_time
+from spanguard._findings import contained, internal_error, logger, settle
 from spanguard._outcome import OK, ORPHANED
 from spanguard._proxy import parse_status
 from spanguard._registry import OpenSpan
 from spanguard._site import user_site
+from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError, TraceLostError
 
 __all__ = ["close_open_spans", "flush", "open_spans"]
 
@@ -67,18 +70,137 @@ def close_all(
     return closed
 
 
-def flush(timeout: float = 30.0) -> bool:
+def flush(timeout: float | None = 30.0) -> bool:
     """Hand over what has ended to the store, and wait for it, at most `timeout` seconds.
 
+    Args:
+        timeout: seconds; None, or infinity, is as long as it takes.
+
     Returns:
-        True when MLflow's queues are empty; False when the time was up or MLflow failed, and
-        then the rest is still tried in the background. Never raises.
+        True only if every trace that ended before is in the store. False when the time was up,
+        and the rest is still tried in the background; or when the store did not take a trace,
+        or one could not be started. Then a warning says how many, and MLflow's reason. Each
+        loss is told of once, and the answer stays False until the store has taken another
+        trace. A trace whose loss was told of at its end, by a `TraceLostWarning`, is not told
+        of again. Never raises.
 
     >>> import spanguard
     >>> spanguard.flush(timeout=30)
     True
     """
-    return _bounded(_mlflow.flush_everything, timeout, "flushing")
+    seconds = waiting_time(timeout)
+    findings: list[SpanguardError] = []
+    if seconds is None:
+        findings.append(
+            InvalidSpanArgumentError(
+                f"The timeout of flush() is a {type(timeout).__name__} that is no number; 30 "
+                "seconds were waited at most. Pass a number of seconds, or None."
+            )
+        )
+    delivery = _deliver(30.0 if seconds is None else seconds)
+    if delivery.complaint is not None:
+        findings.append(TraceLostError(delivery.complaint))
+    # Never an error: what became of traces is no broken rule of the caller's.
+    settle(findings, strict=False, raised=None, site=user_site(2))
+    return delivery.is_stored
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Whether everything that had ended is stored; if not, what to say about it, once."""
+
+    is_stored: bool
+    complaint: str | None = None
+
+
+def _deliver(seconds: float) -> Delivery:
+    """Hand over what has ended, wait for the store, and look at what became of it."""
+    deadline = time.monotonic() + seconds
+    ledger = _mlflow.ledger
+    ended = ledger.on_their_way()
+    if not _has_arrived(deadline):
+        missing = ledger.still(ended)
+        return Delivery(
+            False,
+            f"The store has not taken all spans in {seconds:g} seconds"
+            + (f"; {missing} traces are still on their way" if missing else "")
+            + ". MLflow goes on trying in the background: call flush() again, with more time.",
+        )
+    loss = ledger.settle(ended, _mlflow.GONE)
+    if not loss:
+        return Delivery(ledger.has_recovered())
+    return Delivery(
+        False,
+        f"{loss.traces} traces are not in the store, or not whole: {loss.reason}. See the log of "
+        "MLflow, and the tracking URI and the store behind it.",
+    )
+
+
+def _has_arrived(deadline: float) -> bool:
+    with contained("waiting for the store"):
+        return _is_handed_over(deadline) and _mlflow.await_stored(deadline - time.monotonic())
+    return False
+
+
+def _is_handed_over(deadline: float) -> bool:
+    return _mlflow.exports_in_place() or _handing_over.ask(deadline - time.monotonic())
+
+
+class _HandingOver:
+    """Hands over in a thread of its own, which is one however many wait and however long it takes.
+
+    A turn serves all who asked before it began: who asks in the middle of one gets the next.
+    """
+
+    def __init__(self) -> None:
+        self._turn = threading.Condition()
+        self._asked = self._tried = self._done = 0
+        self._is_running = False
+
+    def ask(self, seconds: float) -> bool:
+        """Wait for a turn that begins now or later, at most so long; tell whether it succeeded."""
+        with self._turn:
+            self._asked += 1
+            mine = self._asked
+            if not self._is_running:
+                self._is_running = self._start()
+            self._turn.wait_for(lambda: self._tried >= mine, max(seconds, 0.0))
+            return self._done >= mine
+
+    def _start(self) -> bool:
+        thread = threading.Thread(target=self._run, name="spanguard-handing-over", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # Python 3.12.1 starts no threads any more at exit
+            self._try(self._asked)
+            return False
+        return True
+
+    def _run(self) -> None:
+        while True:
+            with self._turn:
+                number = self._asked
+                if self._tried >= number:
+                    self._is_running = False
+                    return
+            self._try(number)
+
+    def _try(self, number: int) -> None:
+        is_done = False
+        try:
+            _mlflow.hand_over_everything()
+            is_done = True
+        except Exception as error:
+            with suppress(Exception):  # our own test suite has it raised again
+                internal_error("handing over", error)
+        with self._turn:
+            self._tried = number
+            if is_done:
+                self._done = number
+            self._turn.notify_all()
+
+
+_handing_over = _HandingOver()
 
 
 def _bounded(work: Callable[[], object], seconds: float, doing: str) -> bool:
@@ -111,8 +233,11 @@ def hand_over(seconds: float) -> None:
     dead server must not cost every job of a worker the same seconds.
     """
     global _is_behind
-    _mlflow.hand_over()
-    _is_behind = not _mlflow.await_stored(0.0 if _is_behind else seconds)
+    deadline = time.monotonic() + seconds
+    is_stored = _is_handed_over(deadline) and _mlflow.await_stored(
+        0.0 if _is_behind else deadline - time.monotonic()
+    )
+    _is_behind = not is_stored
 
 
 # -- the end of the process --------------------------------------------------------------------
@@ -202,23 +327,18 @@ def close_and_flush(orphaned_by: str, seconds: float, raised: BaseException | No
     else:
         with contained("closing what is open at the end"):
             close_all(orphaned_by, raised=raised)
-    if not _is_stored_by(deadline, in_place=in_place):
-        logger.warning(
-            "The store did not take all spans within the %g seconds that the exit waits for it; "
-            "the rest is lost. limits(exit_seconds=...) sets that time.",
-            seconds,
-        )
-        with contained("letting go of what is not stored"):
-            _mlflow.let_go_at_exit()
-
-
-def _is_stored_by(deadline: float, *, in_place: bool) -> bool:
-    if in_place:
-        return time.monotonic() < deadline
-    _bounded(_mlflow.hand_over, deadline - time.monotonic(), "handing over")
-    with contained("waiting for the store at exit"):
-        return _mlflow.await_stored(deadline - time.monotonic())
-    return False
+    if time.monotonic() < deadline if in_place else _has_arrived(deadline):
+        loss = _mlflow.ledger.settle(_mlflow.ledger.on_their_way(), _mlflow.GONE)
+        if loss:
+            logger.warning("%d traces are not in the store: %s.", loss.traces, loss.reason)
+        return
+    logger.warning(
+        "The store did not take all spans within the %g seconds that the exit waits for it; "
+        "the rest is lost. limits(exit_seconds=...) sets that time.",
+        seconds,
+    )
+    with contained("letting go of what is not stored"):
+        _mlflow.let_go_at_exit()
 
 
 # -- fork --------------------------------------------------------------------------------------
@@ -237,7 +357,8 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _is_behind, _is_there_before_threads_are_joined
+    global _handing_over, _is_behind, _is_there_before_threads_are_joined
+    _handing_over = _HandingOver()
     _is_behind = _is_there_before_threads_are_joined = False
     with contained("forgetting the parent's spans in a forked child"):
         _registry.forget_all()

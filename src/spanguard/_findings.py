@@ -133,7 +133,7 @@ def internal_error(where: str, error: BaseException, *, quoted: bool = False) ->
 # Whose messages are MLflow's own, or of what it could not open.
 _QUOTED = frozenset({"mlflow", "sqlalchemy", "alembic"})
 _MAX_QUOTED_CHARS = 800
-_PASSWORD = re.compile(r"://[^/@\s]*@")
+PASSWORD = re.compile(r"://[^/@\s]*@")
 
 
 def _message(error: BaseException) -> str:
@@ -145,7 +145,7 @@ def _message(error: BaseException) -> str:
         said = str(error).partition("[SQL:")[0]
     except Exception:
         return ""
-    line = _PASSWORD.sub("://***@", " ".join(said.split()))
+    line = PASSWORD.sub("://***@", " ".join(said.split()))
     if len(line) > _MAX_QUOTED_CHARS:  # the cure may stand first or last
         half = _MAX_QUOTED_CHARS // 2
         line = f"{line[:half]} … {line[-half:]}"

@@ -42,6 +42,13 @@ and `_max_queue_size` of the batch processor   does not fit, with a line in its 
 `trace.info` of a live trace                   its name, request id and previews after its start,
                                                also where it is not the active one; without:
                                                unchanged
+`exporter._client` and, on it, `log_spans`,    what became of each trace: MLflow swallows refusals;
+`start_trace`, `_upload_trace_data`; the       without: `flush` takes for stored what was handed
+processor's `_start_trace`, the queues' `put`  over
+and `drop_items`, `_should_log_spans_to_...`,
+a line in the log of MLflow's SQL store
+`OtelSpanProcessor.on_end` and the exporter's  the same where only an OTLP endpoint is set; and
+`export`, `_should_register_traces`            MLflow's own fails there on a root with user tags
 `concurrent.futures.thread._threads_queues`,   the exit of the process must not wait for a dead
 `_worker_threadpool`, `_at_exit_callback`      server; without: it waits as long as MLflow does
 `_async_queue.activate`                        Python 3.12.1 starts no threads at exit; without:
@@ -71,14 +78,17 @@ from __future__ import annotations
 import atexit
 import importlib
 import json
+import logging
 import os
+import queue
+import re
 import struct
 import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import thread as _futures_thread
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -100,6 +110,7 @@ from mlflow.environment_variables import MLFLOW_USE_DEFAULT_TRACER_PROVIDER
 from mlflow.tracing import provider as _provider_module
 from mlflow.tracing.client import TracingClient
 from mlflow.tracing.constant import SpanAttributeKey, TraceMetadataKey, TraceTagKey
+from mlflow.tracing.processor.base_mlflow import BaseMlflowSpanProcessor
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 from mlflow.tracking import MlflowClient
 from mlflow.tracking import fluent as _fluent
@@ -116,6 +127,8 @@ from opentelemetry.trace import Span as OtelSpan
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from spanguard._buffer import ROOM, KeepingBuffer
+from spanguard._findings import PASSWORD
+from spanguard._ledger import Ledger
 
 if TYPE_CHECKING:
     from mlflow.entities import Span, Trace
@@ -132,6 +145,7 @@ __all__ = [
     "SpanStatusCode",
 ]
 
+_TAG_PREFIX = getattr(SpanAttributeKey, "TRACE_TAG_PREFIX", "mlflow.traceTag.")
 SESSION_KEY = TraceMetadataKey.TRACE_SESSION
 USER_KEY = TraceMetadataKey.TRACE_USER
 RUN_KEY = TraceMetadataKey.SOURCE_RUN
@@ -307,6 +321,7 @@ def watch(processor: SpanProcessor) -> bool:
         if current is _watched:
             return False
         _give_own_ids(current)
+        note_deliveries()
         _add(processor, current)
         _tracer = _provider_module._get_tracer(_provider_module.__name__)
         _widen_export_queues()
@@ -349,7 +364,11 @@ def _initialize_and_follow(disabled: bool = False) -> None:
     if recording is not None and not disabled:
         _provider_module.provider.set(recording.new_provider())
     elif _initialize is not None:
-        _initialize(disabled=disabled)
+        with _noting_failure(object()):
+            _initialize(disabled=disabled)
+        note_deliveries()
+        if disabled:
+            _close_ledger()
     _give_own_ids(_provider_module.provider.get())
     if _follower is not None:
         _add(_follower, _provider_module.provider.get())
@@ -1036,10 +1055,20 @@ def release_remote_trace(otel_trace_id: int) -> None:
 # -- flushing ----------------------------------------------------------------------------------
 
 
+def _processor() -> Any:
+    """Return MLflow's own processor of the current provider, else OTLP's, else None."""
+    processors = _processors_of(_current_provider())  # none where tracing is off
+    ours = [one for one in processors if isinstance(one, BaseMlflowSpanProcessor)]
+    return next(iter(ours or filter(_is_otlp, processors)), None)
+
+
 def _exporter() -> Any:
-    if not isinstance(_current_provider(), TracerProvider):
-        return None  # tracing is off, and MLflow 3.10 would raise (test_exit.py)
-    return getattr(_provider_module, "_get_trace_exporter", lambda: None)()
+    return getattr(_processor(), "span_exporter", None)
+
+
+def _is_otlp(processor: Any) -> bool:
+    # Looked for by its name: to import it would cost everybody what a few use.
+    return type(processor).__name__ == "OtelSpanProcessor"
 
 
 def _pending_tasks() -> Any:
@@ -1050,8 +1079,7 @@ def _pending_tasks() -> Any:
 
 def _batch() -> Any:
     """Return what holds ended spans for the exporter (MLflow 3.12 and later), or None."""
-    processor: Any = getattr(_provider_module, "_get_span_processor", lambda: None)()
-    return getattr(getattr(processor, "_batch_delegate", None), "_batch_processor", None)
+    return getattr(getattr(_processor(), "_batch_delegate", None), "_batch_processor", None)
 
 
 def _widen_export_queues() -> None:
@@ -1079,15 +1107,33 @@ _MLFLOW_TASKS, _OTEL_SPANS = 1000, 2048  # what the queues hold by default
 
 def exports_in_place() -> bool:
     """Tell whether spans are stored by the thread that ends them (MLflow 3.10): none wait."""
-    exporter = _exporter()
-    return exporter is not None and not hasattr(exporter, "_async_queue")
+    processor = _processor()
+    return isinstance(processor, BaseMlflowSpanProcessor) and not hasattr(
+        processor.span_exporter, "_async_queue"
+    )
 
 
 def hand_over() -> None:
-    """Put what has ended into MLflow's export queue, where no later change can lose it."""
+    """Put what has ended into MLflow's export queue, where no later change can lose it.
+
+    Where there is no such queue (OTLP): send it, which takes as long as the endpoint does.
+    """
     current = _current_provider()
     if isinstance(current, TracerProvider):
         current.force_flush()
+        batcher: Any = getattr(_exporter(), "_span_batcher", None)  # Databricks' one queue more
+        if hasattr(batcher, "flush"):
+            batcher.flush()
+
+
+def hand_over_everything() -> None:
+    """Hand over, and empty what queues there are that cannot be waited for. It may take long."""
+    if exports_in_place():
+        return
+    hand_over()
+    if hasattr(_exporter(), "_async_queue") and _pending_tasks() is None:
+        # The public way stops and restarts MLflow's threads, which takes a second or two.
+        mlflow.flush_trace_async_logging()
 
 
 def await_stored(seconds: float) -> bool:
@@ -1106,15 +1152,239 @@ def await_stored(seconds: float) -> bool:
 
 def flush_everything() -> None:
     """Drain MLflow's queues into the store: milliseconds, but with a dead server minutes."""
-    if exports_in_place():
-        return
+    hand_over_everything()
     tasks = _pending_tasks()
-    if tasks is not None and isinstance(_current_provider(), TracerProvider):
-        hand_over()
+    if tasks is not None:
         tasks.join()
-    else:
-        # The public way stops and restarts MLflow's threads, which takes a second or two.
-        mlflow.flush_trace_async_logging()
+
+
+# -- what becomes of a trace -------------------------------------------------------------------
+
+_logger = logging.getLogger("spanguard")
+
+# By OpenTelemetry trace id: MLflow's own ends in it, whatever its form.
+ledger = Ledger()
+
+GONE = "MLflow gave no reason"
+# Whose deliveries are noted, and whether an ended trace is looked for in MLflow's memory.
+_noted: weakref.WeakSet[Any] = weakref.WeakSet()
+_notes_ends = False
+
+_MAX_REASON_CHARS = 200
+# Where data may begin: a statement's parameters, JSON, a server's words about what it was sent.
+_DATA = re.compile(r"[\n\[{]|Response body")
+_TRACE_ID = re.compile(r"tr-[0-9a-f]{32}")  # one reason, not one for each trace
+
+
+def reason_of(error: BaseException) -> str:
+    """Return in a few words why MLflow or the store failed. No payload gets into them."""
+    try:
+        text = _DATA.split(PASSWORD.sub("://***@", str(error)), maxsplit=1)[0]
+        text = _TRACE_ID.sub("tr-...", text).encode(errors="backslashreplace").decode()
+    except Exception:
+        text = ""
+    return text.strip(" .:")[:_MAX_REASON_CHARS] or type(error).__qualname__
+
+
+@contextmanager
+def _noting_failure(*traces: Hashable) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        for trace in traces:
+            ledger.refused(trace, reason_of(error))
+        raise
+
+
+def note_deliveries() -> None:
+    """Note from here on what becomes of each trace that the current provider exports."""
+    global _notes_ends
+    processor = _processor()
+    exporter = getattr(processor, "span_exporter", None)
+    is_otlp = _is_otlp(processor)
+    _notes_ends = not is_otlp and hasattr(getattr(exporter, "_client", None), "start_trace")
+    if exporter is None or exporter in _noted:
+        return
+    if is_otlp:
+        _OtlpDelivery(processor)
+    elif _notes_ends:
+        _Delivery(processor)
+    _noted.add(exporter)
+
+
+def note_end_of_trace(otel_trace_id: int) -> None:
+    """Note that a root has ended, unless MLflow has exported its trace or dropped it by now."""
+    if _notes_ends and _recording is None:
+        # In this order: it may be exported in this very moment.
+        ledger.ended(otel_trace_id)
+        if not knows_trace(otel_trace_id):
+            ledger.forget(otel_trace_id)
+
+
+def _close_ledger() -> None:
+    """Begin anew, where MLflow's tracing is reset or disabled: it has stored what it could."""
+    global ledger
+    old, ledger = ledger, Ledger()
+    loss = old.settle(old.on_their_way(), GONE)
+    if loss:
+        _logger.warning("%d traces are not in the store: %s.", loss.traces, loss.reason)
+
+
+def loss_is_told(span: Any) -> None:
+    """Note that the user is told, at the end of this span, that its trace is lost."""
+    otel = recording_span(span)
+    if otel is not None:
+        ledger.told(otel.get_span_context().trace_id)
+
+
+def _key_of(trace_id: str) -> Hashable:
+    try:
+        return int(trace_id[-32:], 16)
+    except (TypeError, ValueError):
+        return trace_id
+
+
+class _Delivery:
+    """Stands where MLflow's exporter calls its client, once for a trace or a batch of spans."""
+
+    def __init__(self, processor: Any) -> None:
+        exporter = processor.span_exporter
+        client = exporter._client
+        self._goes_to_artifacts = getattr(
+            exporter, "_should_log_spans_to_artifacts", lambda info: False
+        )
+        self._log_spans, client.log_spans = client.log_spans, self.log_spans
+        self._store, client.start_trace = client.start_trace, self.store
+        self._upload, client._upload_trace_data = client._upload_trace_data, self.upload
+        self._begin, processor._start_trace = processor._start_trace, self.begin
+        _sql_store_log.addFilter(_note_dropped_spans)  # once, however often
+        tasks = getattr(getattr(exporter, "_async_queue", None), "_queue", None)
+        if tasks is not None:
+            self._put, tasks.put = tasks.put, self.put
+        batch: Any = getattr(getattr(processor, "_batch_delegate", None), "_batch_processor", None)
+        metrics: Any = getattr(batch, "_metrics", None)
+        if hasattr(metrics, "drop_items"):
+            self._batch, self._drop, metrics.drop_items = batch, metrics.drop_items, self.drop
+
+    def begin(self, root: Any) -> Any:
+        """Start a trace, for which MLflow may ask the store."""
+        with _noting_failure(root.context.trace_id):
+            return self._begin(root)
+
+    def drop(self, count: int, *why: str) -> None:
+        """Take note that the oldest span gives way, where the queue of ended spans is full."""
+        waiting = self._batch._queue
+        if not why and waiting:
+            ledger.refused(waiting[-1].context.trace_id, "MLflow's queue of ended spans was full")
+        self._drop(count, *why)
+
+    def put(self, task: Any, block: bool = True, timeout: float | None = None) -> None:
+        """Queue an export, or take note that there was no room for it."""
+        try:
+            self._put(task, block, timeout)
+        except queue.Full:
+            for trace_id in _trace_ids_in(task.args):
+                ledger.refused(_key_of(trace_id), "MLflow's export queue was full")
+            raise
+
+    def log_spans(self, location: str, spans: list[Any]) -> Any:
+        """Store spans. A store that takes none by themselves gets them with their trace."""
+        try:
+            return self._log_spans(location, spans)
+        except BaseException as error:
+            if not _takes_whole_traces_only(error):
+                for trace_id in {span.trace_id for span in spans}:
+                    ledger.refused(_key_of(trace_id), reason_of(error))
+            raise
+
+    def store(self, info: Any) -> Any:
+        """Store the trace itself."""
+        with _noting_failure(_key_of(info.trace_id)):
+            stored = self._store(info)
+        if not self._goes_to_artifacts(stored):
+            ledger.taken(_key_of(info.trace_id))
+        return stored
+
+    def upload(self, info: Any, data: Any) -> None:
+        """Store all spans of a trace in its artifact."""
+        with _noting_failure(_key_of(info.trace_id)):
+            self._upload(info, data)
+        ledger.taken(_key_of(info.trace_id), whole=True)
+
+
+_sql_store_log = logging.getLogger("mlflow.store.tracking.sqlalchemy_store")
+
+
+def _note_dropped_spans(record: logging.LogRecord) -> bool:
+    """Read in MLflow's log what its SQL store tells nobody else: it gave up spans in a crowd."""
+    if str(record.msg).startswith("Could not create trace_info") and record.args:
+        dropped = tuple(record.args)[-1]
+        for trace_id in dropped if isinstance(dropped, (set, list, tuple)) else ():
+            ledger.refused(_key_of(trace_id), "the store gave up some of its spans")
+    return True
+
+
+def _takes_whole_traces_only(error: BaseException) -> bool:
+    return isinstance(error, NotImplementedError) or "OTLP span logging is not supported" in str(
+        error
+    )
+
+
+def _trace_ids_in(arguments: Iterable[Any]) -> set[str]:
+    """Return the traces that an export task is about: it has a trace, or a list of spans."""
+    found = {argument.info.trace_id for argument in arguments if hasattr(argument, "info")}
+    for argument in arguments:
+        if isinstance(argument, list):
+            found |= {span.trace_id for span in argument if hasattr(span, "trace_id")}
+    return found
+
+
+class _OtlpDelivery:
+    """Stands around MLflow's OTLP processor and exporter, where these are all there is.
+
+    MLflow's processor writes a root's tags on the ended span, which takes no more attributes: it
+    fails, and the root is never sent. And 3.10 sends no tags.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self._manager: Any = getattr(processor, "_trace_manager", None)
+        exporter = processor.span_exporter
+        self._export, exporter.export = exporter.export, self.export
+        self._end, processor.on_end = processor.on_end, self.on_end
+
+    def on_end(self, span: Any) -> None:
+        """Put the tags of a root on it before MLflow's processor sees it."""
+        if span.parent is None and self._manager is not None:
+            ledger.ended(span.context.trace_id)
+            with _noting_failure(span.context.trace_id):
+                self._write_tags(span)
+                self._end(span)
+        else:
+            self._end(span)
+
+    def _write_tags(self, span: Any) -> None:
+        trace_id = self._manager.get_mlflow_trace_id_from_otel_id(span.context.trace_id)
+        with self._manager.get_trace(trace_id) as trace:
+            tags = trace.info.tags if trace is not None else {}
+            users = {key: tags.pop(key) for key in list(tags) if not key.startswith("mlflow.")}
+        if users:
+            span._attributes = {
+                **(span._attributes or {}),
+                **{f"{_TAG_PREFIX}{key}": value for key, value in users.items()},
+            }
+
+    def export(self, spans: Sequence[ReadableSpan]) -> Any:
+        """Send a batch, and note what became of the traces in it."""
+        traces = {span.context.trace_id for span in spans if span.context is not None}
+        with _noting_failure(*traces):
+            result = self._export(spans)
+        for trace in traces:
+            if result is not SpanExportResult.SUCCESS:
+                ledger.refused(trace, "the OTLP endpoint did not take it")
+        for span in spans:
+            if span.parent is None and span.context is not None:
+                ledger.taken(span.context.trace_id)
+        return result
 
 
 # -- recording for tests -----------------------------------------------------------------------
@@ -1361,8 +1631,9 @@ def start_afresh_in_child() -> None:
     Nothing of the parent's is called, flushed or joined here: the threads that would answer do
     not exist in the child. `mlflow.tracing.reset()` hangs there with exports pending.
     """
-    global _remote_lock, _tracer, _watch_lock, _watched
+    global _remote_lock, _tracer, _watch_lock, _watched, ledger
     _watched = _tracer = None
+    ledger = Ledger()
     _watch_lock, _remote_lock = threading.Lock(), threading.Lock()
     _remote_holds.clear()
     _leave_provider_behind()

@@ -226,6 +226,7 @@ class OpenedSpan:
             cure = "Set the experiment and the tracking URI before the trace starts."
         else:
             return None
+        _mlflow.loss_is_told(self.live)
         return TraceLostError(
             f"The trace {trace_id} of span {self.name!r} ({self.live.span_id}) may be lost: "
             f"{why}. {cure}",

@@ -245,6 +245,7 @@ class _Watcher(SpanProcessor):
         try:
             if span.parent is None:
                 _ended_traces.append(span.context.trace_id)
+                _mlflow.note_end_of_trace(span.context.trace_id)
             entry = _open.get(span.context.span_id)
             if entry is not None:
                 note_end(entry)
