@@ -1172,7 +1172,8 @@ _notes_ends = False
 
 _MAX_REASON_CHARS = 200
 # Where data may begin: a statement's parameters, JSON, a server's words about what it was sent.
-_DATA = re.compile(r"[\n\[{]|Response body")
+_DATA = re.compile(r"[\[{]|Response body|DETAIL")
+_NO_REASON = re.compile(r"\(raised as a result of [^)]*\)")  # but what SQLAlchemy says before it
 _TRACE_ID = re.compile(r"tr-[0-9a-f]{32}")  # one reason, not one for each trace
 
 
@@ -1180,7 +1181,8 @@ def reason_of(error: BaseException) -> str:
     """Return in a few words why MLflow or the store failed. No payload gets into them."""
     try:
         text = _DATA.split(PASSWORD.sub("://***@", str(error)), maxsplit=1)[0]
-        text = _TRACE_ID.sub("tr-...", text).encode(errors="backslashreplace").decode()
+        text = _TRACE_ID.sub("tr-...", " ".join(_NO_REASON.sub("", text).split()))
+        text = text.encode(errors="backslashreplace").decode()
     except Exception:
         text = ""
     return text.strip(" .:")[:_MAX_REASON_CHARS] or type(error).__qualname__
