@@ -98,14 +98,50 @@ def test_popping_out_of_order_raises_in_strict_mode_afterwards(store: Store, sco
 
 
 @BOTH_SCOPES
-def test_what_is_above_closes_also_in_another_trace(store: Store, scope: Any) -> None:
-    manager = TraceStateManager(scope=scope)
+@pytest.mark.filterwarnings("error::spanguard.SpanguardWarning")
+def test_roots_are_independent_whatever_order_they_are_popped_in(
+    store: Store, scope: Any
+) -> None:
+    manager = TraceStateManager(scope=scope, strict=True)
     a = manager.push_trace("a")
-    manager.push_trace("b", new_trace=True)
-    with pytest.warns(spanguard.SpanguardWarning):
-        manager.pop_trace(a)
-    assert outcome(store.spans()["b"]) == "orphaned"
-    assert len(store.traces()) == 2
+    b = manager.push_trace("b", new_trace=True)
+    c = manager.push_trace("c", new_trace=True)
+    assert manager.pop_trace(a) is a
+    assert manager.current_trace is c
+    assert current_span() is c
+    assert manager.pop_trace(b, outputs=2) is b
+    assert manager.pop_trace() is c
+    assert current_span() is None
+    spans = store.spans()
+    assert {name: outcome(span) for name, span in spans.items()} == dict.fromkeys("abc", "ok")
+    assert spans["b"].outputs == 2
+    assert len(store.traces()) == 3
+
+
+@BOTH_SCOPES
+@pytest.mark.filterwarnings("error::spanguard.SpanguardWarning")
+@pytest.mark.parametrize("order", ["abc", "acb", "bac", "bca", "cab", "cba"])
+def test_siblings_are_independent_whatever_order_they_are_popped_in(
+    store: Store, scope: Any, order: str
+) -> None:
+    manager = TraceStateManager(scope=scope, strict=True)
+    root = manager.push_trace("root")
+    spans = {
+        name: manager.push_trace(name, trace_id=root.trace_id, parent_id=root.span_id)
+        for name in "abc"
+    }
+    for name in order:
+        assert manager.pop_trace(spans[name], outputs=name) is spans[name]
+    assert manager.pop_trace() is root
+    assert current_span() is None
+    stored = store.spans()
+    assert {span.parent_id for name, span in stored.items() if name != "root"} == {root.span_id}
+    assert {(outcome(span), span.outputs) for span in stored.values()} == {
+        ("ok", "a"),
+        ("ok", "b"),
+        ("ok", "c"),
+        ("ok", None),
+    }
 
 
 @BOTH_SCOPES
@@ -480,6 +516,7 @@ def test_a_dropped_manager_closes_what_it_held_as_abandoned(store: Store) -> Non
     with pytest.warns(spanguard.OrphanedSpanWarning, match="garbage-collected"):
         use()
         gc.collect()
+        assert spanguard.open_spans() == []
     assert outcome(store.spans()["dropped"]) == "abandoned"
     assert current_span() is None
 

@@ -21,7 +21,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from spanguard import _exit, _mlflow, _registry
 from spanguard._block import Block
 from spanguard._config import is_strict, strict_as_before, strict_here
-from spanguard._context import Ambient, ambient_span
+from spanguard._context import Ambient, Work, ambient_span
 from spanguard._findings import contained, settle
 from spanguard._generators import Recorder, TracedAsyncGenerator, TracedGenerator
 from spanguard._opened import left_behind_finding
@@ -260,7 +260,16 @@ def capture() -> TraceContext:
 class Attachment(Block[None]):
     """The with-block of `TraceContext.attach`. Good for one block."""
 
-    __slots__ = ("_before", "_context", "_hand_over", "_has_destination", "_remote", "_strict")
+    __slots__ = (
+        "_before",
+        "_context",
+        "_hand_over",
+        "_has_destination",
+        "_remote",
+        "_strict",
+        "_work",
+        "_work_before",
+    )
 
     def __init__(
         self, context: TraceContext, *, hand_over: Callable[[], object] | None = None
@@ -271,9 +280,11 @@ class Attachment(Block[None]):
         self._strict: Token[bool | None] | None = None
         self._before: _mlflow.ActiveState | None = None
         self._remote: _RemoteWork | None = None
+        self._work = Work()
 
     def __enter__(self) -> None:
         context = self._context
+        self._work_before = self._work.begin_step()
         if context.strict is not None:
             self._strict = strict_here(context.strict)
         with contained("attaching a trace context"):
@@ -313,6 +324,8 @@ class Attachment(Block[None]):
             elif self._context._origin not in (None, _process_token):
                 _hand_over()
         finally:
+            # The work is over, though the pool's thread lives on.
+            self._work.end_step(self._work_before, is_over=True)
             if self._has_destination:
                 self._has_destination = False
                 _leave_destination()
@@ -401,6 +414,7 @@ class _RemoteWork:
         self._parent = RemoteParent(span_context.span_id)
         self._ambient = Ambient(span)
         self._ambient.stand_in.entry = self._parent
+        self._ambient.enter()
 
     def finish(self, raised: BaseException | None, hand_over: Callable[[], object]) -> None:
         """Close what is left, hand over what was recorded, and stop standing for the span."""

@@ -40,6 +40,9 @@ MAX_ATTRIBUTES = 96
 EXIT_SECONDS = 30.0
 """Seconds that the exit of the process, or a handled signal, waits for the store."""
 
+OUTLIVE_SECONDS = 60.0
+"""Seconds that a root waits for what runs on under it after its block is left."""
+
 LONGEST_WAIT = threading.TIMEOUT_MAX / 2
 """Seconds that stand for "without a limit": locks and threads take no more than twice as many."""
 
@@ -149,6 +152,7 @@ class Limits:
     message_chars: int = MAX_MESSAGE_CHARS
     attributes: int = MAX_ATTRIBUTES
     exit_seconds: float = EXIT_SECONDS
+    outlive_seconds: float = OUTLIVE_SECONDS
 
 
 class LimitsSetting:
@@ -186,6 +190,7 @@ def limits(
     message_chars: int | None = None,
     attributes: int | None = None,
     exit_seconds: float | None = None,
+    outlive_seconds: float | None = None,
 ) -> LimitsSetting:
     """Set the caps of this process; as a with-block, restore the former ones at its end.
 
@@ -196,10 +201,12 @@ def limits(
             At most 96: above that MLflow starts to drop its own.
         exit_seconds: seconds that the exit of the process waits for the store; infinity is as
             long as it takes.
+        outlive_seconds: seconds that a root waits, after its block is left, for tasks, jobs and
+            streams that were begun under it and run on. What is open then is an orphan.
 
     Raises:
-        ValueError: a size is not a positive whole number, `attributes` is above 96, or
-            `exit_seconds` is negative or not a number.
+        ValueError: a size is not a positive whole number, `attributes` is above 96, or a number of
+            seconds is negative or not a number.
 
     >>> import spanguard
     >>> with spanguard.limits(value_chars=200) as caps:
@@ -213,8 +220,9 @@ def limits(
             raise ValueError(f"{name} must be a positive whole number, not {cap!r}")
     if attributes is not None and attributes > MAX_ATTRIBUTES:
         raise ValueError(f"attributes must be at most {MAX_ATTRIBUTES}, not {attributes!r}")
-    if exit_seconds is not None:
-        if not isinstance(exit_seconds, (int, float)) or not exit_seconds >= 0:
-            raise ValueError(f"exit_seconds must be a number of seconds, not {exit_seconds!r}")
-        changes["exit_seconds"] = min(exit_seconds, LONGEST_WAIT)
+    for name, seconds in (("exit_seconds", exit_seconds), ("outlive_seconds", outlive_seconds)):
+        if seconds is not None:
+            if not isinstance(seconds, (int, float)) or not seconds >= 0:
+                raise ValueError(f"{name} must be a number of seconds, not {seconds!r}")
+            changes[name] = min(seconds, LONGEST_WAIT)
     return LimitsSetting(replace(_limits, **changes))

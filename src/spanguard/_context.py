@@ -25,6 +25,7 @@ __all__ = [
     "OverlappingAmbient",
     "StandIn",
     "Strand",
+    "Work",
     "ambient_span",
     "other_span",
     "pushed",
@@ -80,21 +81,30 @@ class StandIn:
 
 
 class Ambient:
-    """One span made active: activate at its start, leave at its end, from any context."""
+    """One span made active: entered at its start, left at its end, from any context."""
 
     __slots__ = ("_before", "stand_in")
 
     def __init__(self, span: OtelSpan, below: OtelSpan | None = None) -> None:
         self.stand_in = StandIn(span, ambient_span() if below is None else below)
-        self._before = _mlflow.activate(cast(OtelSpan, self.stand_in))
+        self._before: _mlflow.ActiveState | None = None
+
+    def enter(self) -> None:
+        """Make the span active here."""
+        # Two steps, so that an interrupt between them finds what is to be restored.
+        self._before = _mlflow.active_state()
+        self._before.replace(cast(OtelSpan, self.stand_in))
 
     def leave(self) -> None:
         """Restore what was active before, if this span (or one above it) is active here.
 
         In a context that never saw the span, or has left it already, nothing changes.
         """
-        if self._before.is_next() or _holds(_mlflow.current_otel_span(), self.stand_in):
-            self._before.restore()
+        before = self._before
+        if before is None:
+            return
+        if before.is_next() or _holds(_mlflow.current_otel_span(), self.stand_in):
+            before.restore()
 
 
 class OverlappingAmbient(Ambient):
@@ -111,7 +121,8 @@ class OverlappingAmbient(Ambient):
         while type(active) is StandIn and active is not self.stand_in and active.has_fallen:
             active = active.below
         if active is self.stand_in or _is_left_over(active, self.stand_in):
-            self._before.restore()
+            if self._before is not None:
+                self._before.restore()
 
 
 def _holds(active: Any, wanted: StandIn) -> bool:
@@ -188,27 +199,73 @@ class AmbientMark:
 pushed: ContextVar[Any] = ContextVar("spanguard_pushed", default=None)
 
 
-class Strand:
-    """What tells a task from its parent, which shares its thread, and from its children."""
+class Work:
+    """A stretch of code that has a strand of its own in the thread or task that runs it.
 
-    __slots__ = ("_task", "_thread")
+    A carried call, or the body of a generator, which may go on in another thread at its next
+    step. It is over when the call has returned, though the pool's thread lives on.
+    """
+
+    __slots__ = ("is_over", "strand")
 
     def __init__(self) -> None:
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:  # no event loop runs in this thread
-            task = None
-        self._thread = threading.get_ident()
+        self.is_over = False
+        self.strand: Strand | None = None  # that runs it now
+
+    def begin_step(self) -> Any:
+        """Let what runs here from now on be this work's; return what was before."""
+        before = _work.get()
+        self.strand = Strand()
+        _work.set(self)
+        return before
+
+    def end_step(self, before: Any, *, is_over: bool) -> None:
+        """Let what runs here be what was before."""
+        self.is_over = self.is_over or is_over
+        if _work.get() is self:
+            _work.set(before)
+
+
+_work: ContextVar[Work | None] = ContextVar("spanguard_work", default=None)
+
+
+class Strand:
+    """A thread or a task: what tells a task from its parent, which shares its thread."""
+
+    __slots__ = ("_task", "thread", "work")
+
+    def __init__(self) -> None:
+        self.thread = threading.current_thread()
+        # Not current_task() alone: without a loop it raises, ten times as slow.
+        loop = asyncio._get_running_loop()
+        task = asyncio.current_task(loop) if loop is not None else None
         self._task = weakref.ref(task) if task is not None else None
+        work = _work.get()
+        # A thread or task that was started in the work has a copy of the context, and is another.
+        self.work = work if work is not None and work.strand == self else None
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Strand) or (self._task is None) != (other._task is None):
+        if not isinstance(other, Strand):
             return False
         if self._task is None or other._task is None:
-            return self._thread == other._thread
-        return self._task() is other._task()
+            return self._task is other._task and self.thread is other.thread
+        return self._task == other._task
 
     __hash__ = None  # type: ignore[assignment]
+
+    def runs_with(self, other: Strand) -> bool:
+        """Tell whether the two run one after the other, in the same work."""
+        return self.work is other.work and (self.work is not None or self == other)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing will run on it any more."""
+        if self.work is not None and self.work.is_over:
+            return True
+        task = self._task() if self._task is not None else None
+        if self._task is not None:
+            return task is None or task.done()
+        return not self.thread.is_alive()
 
 
 # Whose body runs in this context.
@@ -219,18 +276,28 @@ class BodyContext:
     """What is ambient inside a generator's body, and how strict it is, kept between its steps.
 
     Entered for each step and left after it: the consumer never sees the body's spans, whichever
-    task or thread takes the next step, and the body finds its own again. One step at a time.
+    task or thread takes the next step, and the body finds its own again. One step at a time. The
+    body is a strand of its own: it runs on after a span that was open when it began.
     """
 
-    __slots__ = ("_body", "_body_variables", "_consumer", "_consumer_variables")
+    __slots__ = (
+        "_body",
+        "_body_variables",
+        "_consumer",
+        "_consumer_variables",
+        "_consumer_work",
+        "work",
+    )
 
     def __init__(self) -> None:
         self._body: _mlflow.ActiveState | None = None
         self._body_variables: tuple[Any, ...] = ()
+        self.work = Work()
 
     def __enter__(self) -> None:
         self._consumer = _mlflow.active_state()
         self._consumer_variables = (pushed.get(), context_strict.get(), _body_here.get())
+        self._consumer_work = self.work.begin_step()
         if self._body is not None:
             self._body.restore()
             _set_variables(*self._body_variables)
@@ -243,6 +310,7 @@ class BodyContext:
             return
         self._body = _mlflow.active_state()
         self._body_variables = (pushed.get(), context_strict.get(), self)
+        self.work.end_step(self._consumer_work, is_over=False)
         self._consumer.restore()
         _set_variables(*self._consumer_variables)
 

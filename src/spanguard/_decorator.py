@@ -216,13 +216,15 @@ class _Plan:
     # -- the four kinds of calls: what wrapt calls, with self or cls taken off the arguments
 
     def call(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-        opened = self.open(instance, args, kwargs)
+        opened: OpenedSpan | None = None
         try:
+            opened = self.open(instance, args, kwargs)
             result = wrapped(*args, **kwargs)
+            self.write_output(opened, result)
         except BaseException as error:
-            opened.finish(error)
+            if opened is not None:
+                opened.finish(error)
             raise
-        self.write_output(opened, result)
         opened.finish(None)
         return result
 

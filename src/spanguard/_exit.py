@@ -12,8 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from spanguard import _mlflow, _registry
+from spanguard import _mlflow, _outliving, _registry
 from spanguard._config import current_limits, waiting_time
+from spanguard._dropped import do_put_aside
 from spanguard._findings import contained, internal_error, logger, settle
 from spanguard._outcome import OK, ORPHANED
 from spanguard._proxy import parse_status
@@ -36,7 +37,8 @@ def open_spans(older_than: float | None = None) -> list[OpenSpan]:
     >>> spanguard.open_spans()
     []
     """
-    reports = [entry.report() for entry in _registry.open_entries() if not entry.ended]
+    do_put_aside()
+    reports = [entry.report() for entry in _registry.open_entries() if entry.is_open]
     return [span for span in reports if older_than is None or span.age > older_than]
 
 
@@ -62,10 +64,16 @@ def close_all(
     orphaned_by: str, *, is_error: bool = True, raised: BaseException | None = None
 ) -> int:
     """End every open span, last opened first: children start after their parents."""
+    do_put_aside()
     outcome = ORPHANED if is_error else OK
     closed = 0
     for entry in reversed(_registry.open_entries()):
         if _registry.close_orphan(entry, orphaned_by, outcome, raised) is not None:
+            closed += 1
+    for span in reversed(_mlflow.all_open_spans()):  # opened before we listened
+        _registry.hear_of(span.trace_id)
+        found = _registry.entry_of(_mlflow.otel_span(span))
+        if found is not None and _registry.close_orphan(found, orphaned_by, outcome, raised):
             closed += 1
     return closed
 
@@ -97,12 +105,15 @@ def flush(timeout: float | None = 30.0) -> bool:
                 "seconds were waited at most. Pass a number of seconds, or None."
             )
         )
-    delivery = _deliver(30.0 if seconds is None else seconds)
+    do_put_aside()
+    deadline = time.monotonic() + (30.0 if seconds is None else seconds)
+    is_out = not _outliving.await_descendants(deadline - time.monotonic())
+    delivery = _deliver(max(deadline - time.monotonic(), 0.0))
     if delivery.complaint is not None:
         findings.append(TraceLostError(delivery.complaint))
     # Never an error: what became of traces is no broken rule of the caller's.
     settle(findings, strict=False, raised=None, site=user_site(2))
-    return delivery.is_stored
+    return delivery.is_stored and not is_out
 
 
 @dataclass(frozen=True)
@@ -361,6 +372,7 @@ def _after_fork_in_child() -> None:
     _handing_over = _HandingOver()
     _is_behind = _is_there_before_threads_are_joined = False
     with contained("forgetting the parent's spans in a forked child"):
+        _outliving.forget_waiting()
         _registry.forget_all()
     with contained("starting tracing afresh in a forked child"):
         _mlflow.start_afresh_in_child()

@@ -5,18 +5,19 @@ And of a failure inside spanguard or MLflow: one log line per site, never an exc
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 import sys
 import warnings
 from collections.abc import Sequence
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from spanguard._config import is_strict
 from spanguard._site import Site
 from spanguard.exceptions import SpanguardError, SpanguardWarning
 
-__all__ = ["contained", "internal_error", "settle", "warn_once"]
+__all__ = ["contained", "internal_error", "is_the_users", "settle", "warn_once"]
 
 logger = logging.getLogger("spanguard")
 
@@ -107,12 +108,17 @@ def forget_sites() -> None:
 def internal_error(where: str, error: BaseException, *, quoted: bool = False) -> None:
     """Log a failure that is not the user's, once per place. No payload gets into the line.
 
+    What a handler of the user's for a signal has raised in the middle of our code is raised on.
+
     Args:
         where: what was being done.
         error: what failed.
         quoted: say MLflow's own message too, which often names the cure. For what is done without
             a payload: listening, looking up, flushing.
     """
+    users = the_users(error)
+    if users is not None:
+        raise users
     key = (where, type(error).__qualname__)
     if key not in _logged:
         if len(_logged) >= _MAX_REMEMBERED:
@@ -161,6 +167,53 @@ def _innermost_line(error: BaseException) -> str:
     return f" at {traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}"
 
 
+def is_the_users(error: BaseException) -> bool:
+    """Tell whether an exception that came up in our code is the user's, and not to be contained."""
+    return the_users(error) is error
+
+
+# How far a chain of causes is followed.
+_MAX_CAUSES = 20
+
+
+def the_users(error: BaseException) -> BaseException | None:
+    """Return the exception of the user's that an error in our code is, or was made of.
+
+    That is: Ctrl-C, and whatever a signal handler raises (issue 9, A3).
+    """
+    found: BaseException | None = error
+    for _ in range(_MAX_CAUSES):
+        if found is None or isinstance(found, KeyboardInterrupt) or _is_of_a_handler(found):
+            return found
+        found = found.__cause__ or found.__context__
+    return None
+
+
+def _is_of_a_handler(error: BaseException) -> bool:
+    """Tell whether a signal handler raised an exception.
+
+    A handler runs between any two instructions, so its frame stands in the traceback right above
+    the one it interrupts, and that very frame is what it was called with.
+    """
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        interrupted, traceback = traceback.tb_frame, traceback.tb_next
+        for given in _arguments(traceback.tb_frame):
+            if given is interrupted:
+                return True
+    return False
+
+
+def _arguments(frame: FrameType) -> list[object]:
+    code = frame.f_code
+    count = code.co_argcount + code.co_kwonlyargcount
+    given = [frame.f_locals.get(name) for name in code.co_varnames[:count]]
+    if code.co_flags & inspect.CO_VARARGS:
+        rest = frame.f_locals.get(code.co_varnames[count])
+        given += rest if type(rest) is tuple else ()
+    return given
+
+
 class contained:
     """A with-block that keeps a failure of ours or of MLflow's away from the user's code.
 
@@ -181,7 +234,7 @@ class contained:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        if isinstance(error, Exception):
+        if isinstance(error, Exception) and not is_the_users(error):
             internal_error(self._where, error)
             return True
         return False

@@ -136,6 +136,7 @@ class _Drive:
     def finish(self, raised: BaseException | None, outcome: Outcome | None = None) -> None:
         """Close the span. Called inside the body's context."""
         opened = self.opened
+        self.body.work.is_over = True
         if self.done or opened is None:
             self.done = True
             return

@@ -30,6 +30,11 @@ a span processor's `_on_ending`, and the       where another API ends a span of 
 `tracing.utils.TraceJSONEncoder`               to know beforehand what MLflow's own dump will do;
                                                without: `json` with `default=str`
 `tracing.attachments.Attachment`               must not be rewritten; without (3.10): there are none
+the OpenTelemetry span's `_lock`               whether a span is being written, by this very thread
+                                               where a finalizer runs in the middle of it; without:
+                                               closing it there is not put aside
+`exporter._deferred_root_spans`                whether MLflow keeps a root back whose children run
+                                               on; without: they are closed when the root ends
 `exporter._async_queue._queue`                 to wait for what is pending without stopping MLflow's
                                                threads; without: MLflow's own, slower flush
 the `maxsize` of that queue, and the `_queue`  room for a burst of ends; without: MLflow drops what
@@ -494,6 +499,13 @@ def open_spans_in(trace_id: str) -> list[LiveSpan]:
     return [span for span in spans if span.end_time_ns is None]
 
 
+def all_open_spans() -> list[LiveSpan]:
+    """Return every span in memory that has not ended, parents first."""
+    traces = getattr(InMemoryTraceManager._instance, "_traces", None) or {}
+    found = [span for trace in list(traces.values()) for span in list(trace.span_dict.values())]
+    return [span for span in found if span.end_time_ns is None]
+
+
 def mlflow_trace_id(otel: OtelSpan) -> str | None:
     """Return the MLflow trace id of an OpenTelemetry span."""
     context = otel.get_span_context()
@@ -761,6 +773,31 @@ def is_recording_kind(otel: Any) -> bool:
 def has_ended(otel: Any) -> bool:
     """Tell whether an OpenTelemetry span has ended. Spans that never record have not."""
     return isinstance(otel, ReadableSpan) and otel.end_time is not None
+
+
+# How often, and after how many seconds, a span that is being written is looked at again.
+_LOOKS, _PAUSE_SECONDS = 20, 0.001
+
+
+def is_being_written(otel: Any) -> bool:
+    """Tell whether a span is being written and cannot be ended now, however long that waits.
+
+    OpenTelemetry writes under a lock that is not re-entrant. Another thread is done in
+    microseconds; this one is never, where a finalizer runs in the middle of its write.
+    """
+    locked = getattr(getattr(otel, "_lock", None), "locked", None)
+    if locked is None or not locked():
+        return False
+    for _ in range(_LOOKS):
+        time.sleep(_PAUSE_SECONDS)
+        if not locked():
+            return False
+    return True
+
+
+def defers_roots() -> bool:
+    """Tell whether MLflow exports a root whose children are open only when they have ended."""
+    return hasattr(_exporter(), "_deferred_root_spans")
 
 
 def end_live(span: LiveSpan, end_time_ns: int | None) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
-from spanguard import _mlflow, _record, _registry
+from spanguard import _mlflow, _outliving, _record, _registry
 from spanguard._config import is_strict
 from spanguard._context import Ambient
+from spanguard._dropped import do_put_aside, is_anything_put_aside, put_aside
 from spanguard._findings import contained, internal_error, note_unraised, settle
 from spanguard._outcome import ABANDONED, OK, Outcome, classify
 from spanguard._payload import as_mapping, clean, clean_attributes
@@ -88,10 +90,13 @@ class OpenedSpan:
             ignores = _mlflow.is_noop(self.live) and not _mlflow.carries_decision(self.live)
             if otel is None or ignores:
                 return
-            self.ambient = kind(otel, below)
+            # Entered last: an interrupt before that has changed nothing, and from there on the
+            # end of the span, by whatever API, takes it back.
+            ambient = self.ambient = kind(otel, below)
             if self.entry is not None:
-                self.entry.stand_in = self.ambient.stand_in
-                self.ambient.stand_in.entry = self.entry
+                self.entry.stand_in = ambient.stand_in
+                ambient.stand_in.entry = self.entry
+            ambient.enter()
 
     def deactivate(self) -> None:
         """Leave the context as it was found, also when this is another context."""
@@ -103,7 +108,10 @@ class OpenedSpan:
 
     @property
     def is_open(self) -> bool:
-        """Whether the span has neither been closed here nor ended by another API."""
+        """Whether the span has neither been closed here nor ended by another API.
+
+        A root that waits for what outlives it is closed.
+        """
         return self.closed_by is None and not (self.entry is not None and self.entry.ended)
 
     def keep(self, findings: list[SpanguardError]) -> bool:
@@ -128,7 +136,7 @@ class OpenedSpan:
             self.close()
             self.closed_by = "ancestor"
             return []
-        closed = _registry.close_descendants(self.entry)
+        closed = _registry.close_descendants(self.entry, with_what_outlives=False)
         report = _registry.close_orphan(self.entry, orphaned_by)
         return closed if report is None else [*closed, (report, self.entry.site)]
 
@@ -140,7 +148,30 @@ class OpenedSpan:
         outcome: Outcome | None = None,
         end_time_ns: int | None = None,
     ) -> list[SpanguardError]:
-        """End the span, descendants first, and return what was found wrong. Never raises."""
+        """End the span, descendants first, and return what was found wrong. Never raises.
+
+        Except for what is the user's: an interrupt inside this very code passes, and the span is
+        ended all the same.
+        """
+        if is_anything_put_aside():
+            do_put_aside()
+        if self.entry is not None and _mlflow.is_being_written(self.entry.otel):
+            at = end_time_ns or time.time_ns()
+            put_aside(lambda: self.close(raised, by=by, outcome=outcome, end_time_ns=at))
+            return []
+        try:
+            return self._close(raised, by, outcome, end_time_ns)
+        except BaseException as interrupt:
+            self._close_interrupted(raised or interrupt, by, end_time_ns)
+            raise
+
+    def _close(
+        self,
+        raised: BaseException | None,
+        by: str,
+        outcome: Outcome | None,
+        end_time_ns: int | None,
+    ) -> list[SpanguardError]:
         findings, self._kept = self._kept, []
         try:
             if not self._claim():
@@ -155,6 +186,24 @@ class OpenedSpan:
                 self.deactivate()
         return findings
 
+    def _close_interrupted(
+        self, raised: BaseException, by: str, end_time_ns: int | None
+    ) -> None:
+        """Finish what an interrupt left half done (issue 9, A2)."""
+        if self.closed_by is None:
+            self.closed_by = by
+        entry = self.entry
+        try:
+            if (entry is None or not entry.ended) and not _mlflow.is_noop(self.live):
+                with contained("closing a span after an interrupt"):
+                    self._close_descendants()
+                    self._record_outcome(raised, classify(raised, self.expected))
+                    _record.end(self.live, self._ender(), end_time_ns)
+        finally:
+            if entry is not None:
+                _registry.make_sure_of_end(entry)
+            self.deactivate()
+
     def _claim(self) -> bool:
         if self.closed_by is not None:
             return False
@@ -167,26 +216,42 @@ class OpenedSpan:
         if _mlflow.is_noop(self.live):
             return findings
         try:
-            findings += orphans_finding(self, self._close_descendants())
+            findings += orphans_finding(self, self._close_descendants(with_what_outlives=False))
             lost = self._lost()
             if lost is not None:
                 findings.append(lost)
             if raised is not None or outcome is not None:
                 self._record_outcome(raised, outcome or classify(raised, self.expected))
         finally:
-            _record.end(self.live, self._ender(), end_time_ns)
-            if self.entry is not None and not self.entry.ended:
-                # An exporter of MLflow's that fails in the middle of an end keeps it from us.
-                _registry.note_end(self.entry)
+            self._end(end_time_ns)
         return findings
 
-    def _close_descendants(self) -> list[tuple[OpenSpan, Site]]:
+    def _end(self, end_time_ns: int | None) -> None:
+        """End the span; a root only when nothing runs on under it any more."""
+        entry, live, ender = self.entry, self.live, self._ender()
+        if entry is not None and self.is_root and entry.children:
+            at = end_time_ns or time.time_ns()
+            _record.status_ok_unless_error(live)
+            _outliving.wait_for_descendants(entry, lambda: _record.end(live, ender, at))
+            return
+        _record.end(live, ender, end_time_ns)
+        if entry is not None and not entry.ended:
+            # An exporter of MLflow's that fails in the middle of an end keeps it from us.
+            _registry.note_end(entry)
+
+    def _close_descendants(
+        self, *, with_what_outlives: bool = True
+    ) -> list[tuple[OpenSpan, Site]]:
         entry = self.entry
         if entry is None:
             return []
-        closed = _registry.close_descendants(entry) if entry.children else []
+        closed: list[tuple[OpenSpan, Site]] = []
+        if entry.children:
+            closed += _registry.close_descendants(entry, with_what_outlives=with_what_outlives)
         if self.is_root:
-            closed += _registry.close_unheard(self.live.trace_id, entry)
+            closed += _registry.close_unheard(
+                self.live.trace_id, entry, with_what_outlives=with_what_outlives
+            )
         return closed
 
     def _record_outcome(self, raised: BaseException | None, outcome: Outcome) -> None:
@@ -203,7 +268,7 @@ class OpenedSpan:
             return []  # it is open in the parent process, which will end it
         entry = self.entry
         if entry is not None and entry.ended and entry.children:
-            _registry.close_descendants(entry)
+            _registry.close_descendants(entry, with_what_outlives=False)
         orphaned_by = entry.orphaned_by if entry is not None else None
         if orphaned_by is not None and not is_strict(self.strict):
             return []  # its orphan warning has told it
@@ -337,23 +402,28 @@ class OpenedSpan:
 
     def __del__(self) -> None:
         # Nobody can end it any more. An attribute may be missing if __init__ was interrupted.
-        if getattr(self, "closed_by", "") is not None or sys.is_finalizing():
+        # Only put aside: this may run in the middle of anything (see _dropped.py).
+        if getattr(self, "closed_by", "") is None and getattr(self, "entry", None) is not None:
+            put_aside(self._close_dropped)
+
+    def _close_dropped(self) -> None:
+        entry = self.entry
+        if entry is None or not self.is_open or sys.is_finalizing():
             return
-        try:
-            if self.entry is not None and self.is_open:
-                report, site = self.entry.report(), self.entry.site
-                self.abandon()
-                finding = _abandoned(report)
-                note_unraised(finding)
-                settle([finding], strict=False, raised=None, site=site)
-        except Exception as error:
-            internal_error("closing an abandoned span", error)
+        report, site = entry.report(), entry.site
+        self.abandon()
+        finding = _abandoned(report)
+        note_unraised(finding)
+        settle([finding], strict=False, raised=None, site=site)
 
     def abandon(self) -> None:
         """End the span as one that was dropped while open."""
         entry = self.entry
         if entry is not None:
-            _registry.close_descendants(entry)
+            if _mlflow.is_being_written(entry.otel):
+                put_aside(self._close_dropped)
+                return
+            _registry.close_descendants(entry, with_what_outlives=False)
             entry.opened = None  # it is this one, on its way out
             self.orphaned()
             _registry.close_orphan(entry, "garbage collection", ABANDONED)

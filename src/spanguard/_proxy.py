@@ -179,7 +179,7 @@ class SpanProxy(_ObjectProxy):
     def _self_writable(self) -> bool:
         span = self.__wrapped__
         otel = _mlflow.recording_span(span)
-        if otel is None or otel.end_time is None:
+        if (otel is None or otel.end_time is None) and not self._self_is_waiting():
             return True
         self._self_found(
             SpanAlreadyEndedError(
@@ -190,6 +190,11 @@ class SpanProxy(_ObjectProxy):
             )
         )
         return False
+
+    def _self_is_waiting(self) -> bool:
+        """Tell a root that is closed, and only waits for what outlives it."""
+        entry = self._self_opened.entry if self._self_opened is not None else None
+        return entry is not None and entry.awaits is not None
 
     def _self_found(self, *findings: SpanguardError | None) -> None:
         found = [finding for finding in findings if finding is not None]

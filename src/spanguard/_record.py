@@ -239,6 +239,13 @@ def error(span: Any, text: str) -> None:
         _mlflow.set_error(span, clean_text(text, current_limits().message_chars))
 
 
+def status_ok_unless_error(span: Any) -> None:
+    """Set the status that a span ends with, where the end itself has to wait."""
+    with contained("setting the status"):
+        if _mlflow.status_code(span) != "ERROR":
+            span.set_status(SpanStatus(SpanStatusCode.OK))
+
+
 def _own(span: Any, key: str, value: Any) -> None:
     """Write an attribute of ours: never folded, they are few."""
     with contained("recording an outcome"):

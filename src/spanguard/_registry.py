@@ -3,6 +3,10 @@
 One OpenTelemetry span processor on MLflow's provider hears of every span, whichever API, thread
 or task opens it. So each open span knows its open children, and an end looks at those only: it
 costs the same in a trace of ten spans and of a hundred thousand.
+
+There is no lock here. Finalizers, weakref callbacks, signal handlers and forked children get into
+these functions at any line, and an interrupt leaves them at any line (issue 9, A1 and A2): each
+step is one atomic operation on a dict, and whoever comes second mends what is half done.
 """
 
 from __future__ import annotations
@@ -16,13 +20,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from spanguard import _mlflow, _record
+<<<<<<< HEAD
 from spanguard._context import StandIn
 from spanguard._encounters import Encounters
+=======
+from spanguard._context import StandIn, Strand
+from spanguard._dropped import forget_put_aside, put_aside
+>>>>>>> abc4634 (Let what runs on outlive its parent; close under other people's roots; hear of spans without a lock)
 from spanguard._findings import contained, internal_error, settle
 from spanguard._mlflow import OtelSpan, SpanProcessor
 from spanguard._outcome import ERROR, ORPHANED, Outcome, classify
-from spanguard._site import Site, user_site
-from spanguard.exceptions import TraceLostError
+from spanguard._site import Site, opener
+from spanguard.exceptions import OrphanedSpanError, TraceLostError
 
 if TYPE_CHECKING:
     from spanguard._opened import OpenedSpan
@@ -39,6 +48,9 @@ __all__ = [
 
 # How long the end of a span waits for another thread that is ending one of its children.
 _CONCURRENT_END_SECONDS = 1.0
+
+# How often an end looks for descendants that were opened while it closed others.
+_MAX_ROUNDS = 1_000
 
 
 @dataclass(frozen=True)
@@ -70,10 +82,11 @@ class Entry:
 
     __slots__ = (
         "_otel",
+        "awaits",
         "children",
-        "claimed",
         "ended",
         "ender",
+        "is_instrumented",
         "live",
         "met",
         "on_end",
@@ -84,7 +97,7 @@ class Entry:
         "span_id",
         "stand_in",
         "started",
-        "thread",
+        "strand",
     )
 
     def __init__(self, otel: Any, span_id: int, parent: Entry | RemoteParent | None) -> None:
@@ -92,27 +105,37 @@ class Entry:
         self._otel: weakref.ref[Any] = weakref.ref(otel, lambda _: _forget(span_id))
         self.span_id = span_id
         self.parent = parent
-        self.children: dict[int, Entry] | None = None
-        # Five frames down is the tracer's own start_span, whoever called it.
-        self.site: Site = user_site(5)
+        self.children: dict[int, Entry] = {}
+        # Six frames down is the tracer's own start_span, whoever called it.
+        self.site, self.is_instrumented = opener(6)
         self.started = time.monotonic()
-        self.thread = threading.current_thread()
-        self.claimed = 0  # by which thread
+        self.strand = Strand()
         self.ended = False
         self.orphaned_by: str | None = None
+<<<<<<< HEAD
         self.met: Encounters | None = None
         # Set by _span.py for spans opened through spanguard:
+=======
+        # Set by _opened.py for spans opened through spanguard:
+>>>>>>> abc4634 (Let what runs on outlive its parent; close under other people's roots; hear of spans without a lock)
         self.live: Any = None
         self.ender: Callable[[Any, int | None], None] | None = None
         self.opened: weakref.ref[OpenedSpan] | None = None
         self.stand_in: StandIn | None = None
         # What is to be done when it ends, by whatever API; and what it keeps alive until then.
         self.on_end: Callable[[], object] | None = None
+        # Of a root whose block is over: what to do when its last descendant has ended.
+        self.awaits: Callable[[], object] | None = None
 
     @property
     def otel(self) -> Any:
         """The OpenTelemetry span, or None when nobody holds it any more."""
         return self._otel()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is neither ended, nor closed and only waiting for others."""
+        return not self.ended and self.awaits is None
 
     def mlflow_span(self) -> Any:
         """Return the live MLflow span; None if MLflow has dropped it."""
@@ -142,7 +165,7 @@ class Entry:
             trace_id=trace_id or "",
             span_id=self.hex_id,
             opened_at=str(self.site),
-            thread=self.thread.name,
+            thread=self.strand.thread.name,
             age=time.monotonic() - self.started,
         )
 
@@ -150,20 +173,30 @@ class Entry:
 class RemoteParent:
     """What a span of another process is here: the parent of what is opened under it."""
 
+<<<<<<< HEAD
     __slots__ = ("children", "ended", "label", "live", "met", "parent", "span_id")
+=======
+    __slots__ = ("awaits", "children", "ended", "label", "live", "parent", "span_id")
+>>>>>>> abc4634 (Let what runs on outlive its parent; close under other people's roots; hear of spans without a lock)
 
     def __init__(self, span_id: int) -> None:
         self.span_id = span_id
         self.label = f"the end of its work under remote span {span_id:016x}"
-        self.children: dict[int, Entry] | None = None
+        self.children: dict[int, Entry] = {}
         self.parent: None = None
         self.live: None = None
+<<<<<<< HEAD
         self.met: Encounters | None = None
+=======
+        self.awaits: None = None
+>>>>>>> abc4634 (Let what runs on outlive its parent; close under other people's roots; hear of spans without a lock)
         self.ended = False
 
 
 _open: dict[int, Entry] = {}
-_lock = threading.Lock()
+
+# Which thread is ending a span, by the span's id.
+_claims: dict[int, int] = {}
 
 # OpenTelemetry trace ids. Of the roots that ended last: more than MLflow's export queue (1000
 # tasks) holds on their way to the store. And of what was open in the parent when it forked us.
@@ -172,40 +205,62 @@ _parents_traces: set[int] = set()
 
 
 def _forget(span_id: int) -> None:
+    # In a weakref callback: atomic steps only. What this would have to end is put aside.
     entry = _open.pop(span_id, None)
     if entry is not None:
-        _unlink(entry)
+        entry.ended = True
+        _claims.pop(span_id, None)
+        top = _leave_tree(entry)
+        if top is not None and top.awaits is not None and not top.children:
+            put_aside(top.awaits)
 
 
-def _unlink(entry: Entry) -> None:
-    """Take an ended span out of the tree; children it leaves open go to its parent."""
+def _leave_tree(entry: Entry) -> Entry | RemoteParent | None:
+    """Take a span out of the tree; what is open under it goes to its parent, which is returned.
+
+    What is open under a root stays there: it is what the root's end waits for.
+    """
     parent = entry.parent
-    if parent is not None and parent.children is not None:
+    while parent is not None:
         parent.children.pop(entry.span_id, None)
-    for child in list((entry.children or {}).values()):
-        child.parent = parent
-        if parent is not None:
-            _adopt(parent, child)
+        if entry.parent is parent:
+            break
+        parent = entry.parent  # another thread has just ended the former one
+    if parent is not None:
+        for child in list(entry.children.values()):
+            if entry.children.pop(child.span_id, None) is not None:
+                _adopt(parent, child)
+    return parent
 
 
 def _adopt(parent: Entry | RemoteParent, child: Entry) -> None:
-    if parent.children is None:
-        parent.children = {}
-    parent.children[child.span_id] = child
+    """Put a span under another one; where that ends in this very moment, under the one above."""
+    while True:
+        child.parent = parent
+        parent.children[child.span_id] = child
+        above = parent.parent
+        if above is None or not parent.ended:
+            break
+        if parent.children.pop(child.span_id, None) is None:
+            return  # the thread that ends it has seen to it
+        parent = above
+    if child.ended:
+        parent.children.pop(child.span_id, None)
 
 
 def note_end(entry: Entry) -> None:
     """Take a span that has ended off the registry, and out of what is ambient. Idempotent."""
-    with _lock:
-        if _open.pop(entry.span_id, None) is None:
-            return
-        entry.ended = True
-        _unlink(entry)
-    on_end, entry.on_end = entry.on_end, None
-    if on_end is not None:
-        on_end()
+    entry.ended = True
+    _claims.pop(entry.span_id, None)
+    top = _leave_tree(entry)
     if entry.stand_in is not None:
         entry.stand_in.fall_back()
+    on_end, entry.on_end = entry.on_end, None
+    _open.pop(entry.span_id, None)
+    if on_end is not None:
+        on_end()
+    if top is not None and top.awaits is not None and not top.children:
+        top.awaits()
 
 
 class _Watcher(SpanProcessor):
@@ -213,25 +268,22 @@ class _Watcher(SpanProcessor):
 
     def on_start(self, span: Any, parent_context: Any = None) -> None:
         try:
-            parent = span.parent
-            parent_entry: Entry | RemoteParent | None = None
-            if parent is not None:
-                parent_entry = _open.get(parent.span_id) or _remote_parent(parent, parent_context)
-            span_id = span.context.span_id
-            entry = Entry(span, span_id, parent_entry)
-            for sites in heard:
-                sites[span_id] = entry.site
-            with _lock:
-                if parent_entry is not None:
-                    if parent_entry.ended:  # ended in this very moment: hang on to its parent
-                        entry.parent = parent_entry = parent_entry.parent
-                    if parent_entry is not None:
-                        _adopt(parent_entry, entry)
-                _open[span_id] = entry
-            if parent is None or parent.is_remote:
-                _keep_open_traces(entry)
+            note_start(span, parent_context)
         except Exception as error:
             internal_error("noting a span's start", error)
+        except BaseException:  # Ctrl-C: a span that we never heard of could never be closed
+            if span.context.span_id not in _open:
+                note_start(span, parent_context)
+            raise
+
+    def _on_ending(self, span: Any) -> None:
+        if span.parent is None:
+            try:
+                entry = _open.get(span.context.span_id)
+                if entry is not None and entry.children:
+                    _close_under_ending_root(entry)
+            except Exception as error:
+                internal_error("closing what is open under a root that ends", error)
 
     def _on_ending(self, span: Any) -> None:
         # Of ours and ended by another API: what we end has been seen to.
@@ -251,12 +303,38 @@ class _Watcher(SpanProcessor):
                 note_end(entry)
         except Exception as error:
             internal_error("noting a span's end", error)
+        except BaseException:
+            entry = _open.get(span.context.span_id)
+            if entry is not None:
+                note_end(entry)
+            raise
 
     def shutdown(self) -> None:
         pass
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return True
+
+
+def note_start(span: Any, parent_context: Any = None) -> None:
+    """Take note of a span that is open from now on."""
+    parent = span.parent
+    parent_entry: Entry | RemoteParent | None = None
+    if parent is not None:
+        parent_entry = _open.get(parent.span_id) or _remote_parent(parent, parent_context)
+    span_id = span.context.span_id
+    entry = Entry(span, span_id, parent_entry)
+    for sites in heard:
+        sites[span_id] = entry.site
+    _open[span_id] = entry
+    if parent_entry is not None:
+        _adopt(parent_entry, entry)
+    elif parent is None or parent.is_remote:
+        _keep_open_traces(entry)
+    else:  # its parent was opened before we listened, or has ended
+        trace_id = _mlflow.mlflow_trace_id(span)
+        if trace_id is not None:
+            hear_of(trace_id)
 
 
 def _remote_parent(parent: Any, parent_context: Any) -> RemoteParent | None:
@@ -324,16 +402,22 @@ def hear_of(trace_id: str) -> None:
         otel: Any = _mlflow.otel_span(span)
         entry = entry_of(otel)
         if entry is None:
-            _watcher.on_start(otel)
-            entry = entry_of(otel)
-            if entry is not None:
-                entry.site = _UNHEARD
+            _note_late(otel)
         elif entry.parent is None and otel.parent is not None:
             parent = _open.get(otel.parent.span_id)
             if parent is not None:
-                with _lock:
-                    entry.parent = parent
-                    _adopt(parent, entry)
+                _adopt(parent, entry)
+
+
+def _note_late(otel: Any) -> None:
+    span_id = otel.get_span_context().span_id
+    parent = _open.get(otel.parent.span_id) if otel.parent is not None else None
+    entry = Entry(otel, span_id, parent)
+    entry.site = _UNHEARD
+    entry.started -= (time.time_ns() - otel.start_time) / 1e9
+    _open[span_id] = entry
+    if parent is not None:
+        _adopt(parent, entry)
 
 
 def follow() -> None:
@@ -380,11 +464,11 @@ def forget_all() -> None:
 
     A block of the parent's that the child leaves as well finds its span closed, by the fork.
     """
-    global _lock
-    _lock = threading.Lock()  # another thread of the parent may have held it
+    forget_put_aside()
     for entry in list(_open.values()):
-        entry.claimed = entry.ended = True
-        entry.children = None
+        entry.ended = True
+        entry.children = {}
+        entry.awaits = None
         if entry.otel is not None:
             _parents_traces.add(entry.otel.context.trace_id)
         opened = entry.opened() if entry.opened is not None else None
@@ -393,47 +477,114 @@ def forget_all() -> None:
         if entry.stand_in is not None:
             entry.stand_in.fall_back()
     _open.clear()
+    _claims.clear()
 
 
 def claim(entry: Entry) -> bool:
-    """Win the right to end a span. Exactly one caller does, in whatever thread."""
-    with _lock:
-        if entry.claimed or entry.ended:
-            return False
-        entry.claimed = threading.get_ident()
-        return True
+    """Win the right to end a span. One thread does; where it was interrupted, it may go on."""
+    if entry.ended:
+        return False
+    here = threading.get_ident()
+    if _claims.setdefault(entry.span_id, here) != here:
+        return False
+    if entry.ended:  # by another thread, just before we claimed it
+        _claims.pop(entry.span_id, None)
+        return False
+    return True
+
+
+def hand_claim_over(entry: Entry) -> None:
+    """Let this thread end a span that another one has closed and left to it."""
+    _claims[entry.span_id] = threading.get_ident()
+
+
+def is_claimed(entry: Entry) -> bool:
+    """Tell whether somebody is ending a span."""
+    return entry.span_id in _claims
 
 
 def is_ending_here(entry: Entry) -> bool:
     """Tell whether this very thread has claimed a span, and is in the middle of its end."""
-    return entry.claimed == threading.get_ident() and not entry.ended
+    return not entry.ended and _claims.get(entry.span_id) == threading.get_ident()
 
 
 # -- closing what was left open ----------------------------------------------------------------
 
 
-def close_descendants(entry: Entry | RemoteParent) -> list[tuple[OpenSpan, Site]]:
-    """End every open descendant, deepest first, as orphaned by this span; report them."""
+def close_descendants(
+    entry: Entry | RemoteParent, *, with_what_outlives: bool = True
+) -> list[tuple[OpenSpan, Site]]:
+    """End the open descendants, deepest first, as orphaned by this span; report them.
+
+    Args:
+        entry: the span above them.
+        with_what_outlives: also those that run on, on a strand that is neither this span's nor
+            the caller's, and those of instrumentation.
+    """
     closed: list[tuple[OpenSpan, Site]] = []
-    label = ""
-    while entry.children:
-        label = label or entry.label
-        leaf = _deepest(entry)
-        if leaf is None:  # another thread ended the last child meanwhile
+    if not entry.children:
+        return closed
+    label = entry.label
+    ended_by = None if with_what_outlives else _strands_of(entry)
+    # Each round takes away all that it looked at; a second finds what was opened meanwhile.
+    for _ in range(_MAX_ROUNDS):
+        orphans = _orphans_below(entry, ended_by)
+        if not orphans:
             break
-        report = close_orphan(leaf, label)
-        if report is not None:
-            closed.append((report, leaf.site))
-        if leaf.parent is not None and leaf.parent.children is not None:
-            # Normally gone by now. If its end failed, it must not be met again.
-            leaf.parent.children.pop(leaf.span_id, None)
+        for orphan in orphans:
+            report = close_orphan(orphan, label)
+            if report is not None:
+                closed.append((report, orphan.site))
+            # Normally gone by now. If its end failed, it must not be met again (issue 9, A0).
+            _leave_tree(orphan)
     return closed
 
 
-def close_unheard(trace_id: str, root: Entry) -> list[tuple[OpenSpan, Site]]:
+def _strands_of(entry: Entry | RemoteParent) -> list[Strand]:
+    here = Strand()
+    return [here] if isinstance(entry, RemoteParent) else [entry.strand, here]
+
+
+def _orphans_below(entry: Entry | RemoteParent, ended_by: list[Strand] | None) -> list[Entry]:
+    """Return the descendants to be closed, deepest and last opened first."""
+    found = descendants_of(entry)
+    return [one for one in found if ended_by is None or not outlives(one, ended_by)]
+
+
+def descendants_of(entry: Entry | RemoteParent) -> list[Entry]:
+    """Return what is open under a span, last opened first: children start after their parents."""
+    found = list(entry.children.values())
+    for looked_at in found:  # grows while it is walked
+        found += looked_at.children.values()
+    found.sort(key=_started, reverse=True)
+    return found
+
+
+def is_below(entry: Entry, above: Entry) -> bool:
+    """Tell whether a span is a descendant of another one."""
+    parent = entry.parent
+    while parent is not None and parent is not above:
+        parent = parent.parent
+    return parent is above
+
+
+def _started(entry: Entry) -> float:
+    return entry.started
+
+
+def outlives(entry: Entry, ended_by: list[Strand]) -> bool:
+    """Tell whether an open span runs on after the end of a span above it on these strands."""
+    if entry.strand.is_over:
+        return False
+    return entry.is_instrumented or not any(map(entry.strand.runs_with, ended_by))
+
+
+def close_unheard(
+    trace_id: str, root: Entry, *, with_what_outlives: bool = True
+) -> list[tuple[OpenSpan, Site]]:
     """End what is open in a trace at its root's end and is not in the tree; report it.
 
-    That is: opened before we listened, or under a span that raw code ended too early.
+    That is: opened before we listened.
     """
     closed: list[tuple[OpenSpan, Site]] = []
     for span in reversed(_mlflow.open_spans_in(trace_id)):
@@ -441,6 +592,10 @@ def close_unheard(trace_id: str, root: Entry) -> list[tuple[OpenSpan, Site]]:
             continue
         entry = entry_by_id(span.span_id)
         if entry is not None:
+            if not with_what_outlives and outlives(entry, _strands_of(root)):
+                if entry.parent is None:
+                    _adopt(root, entry)
+                continue
             report = close_orphan(entry, root.label)
             if report is not None:
                 closed.append((report, entry.site))
@@ -453,15 +608,27 @@ def close_unheard(trace_id: str, root: Entry) -> list[tuple[OpenSpan, Site]]:
     return closed
 
 
-def _deepest(entry: Entry | RemoteParent) -> Entry | None:
-    """Return the last opened leaf of the last opened branch."""
-    leaf: Entry | None = None
-    while entry.children:
-        try:
-            entry = leaf = next(reversed(entry.children.values()))
-        except (StopIteration, RuntimeError):  # another thread ended it meanwhile
-            continue
-    return leaf
+def _close_under_ending_root(root: Entry) -> None:
+    """Close what is open under a root that another API is ending at this moment.
+
+    Where MLflow keeps the root back until its children have ended, what runs on may do so;
+    where it does not, the trace would be unreadable for good.
+    """
+    closed = close_descendants(root, with_what_outlives=not _mlflow.defers_roots())
+    if closed:
+        finding = _left_under(root, [report for report, _ in closed])
+        settle([finding], strict=False, raised=None, site=closed[-1][1])
+
+
+def _left_under(root: Entry, spans: list[OpenSpan]) -> OrphanedSpanError:
+    finding = OrphanedSpanError(
+        f"Root span {root.label} ended with {len(spans)} open below it: {spans[0]}. Closed as "
+        "ERROR, orphaned. End each span where its work ends, or open it with traced_span.",
+        span_id=root.hex_id,
+        trace_id=spans[0].trace_id,
+    )
+    finding.spans = spans
+    return finding
 
 
 def close_orphan(
@@ -474,10 +641,16 @@ def close_orphan(
 
     `raised` is the exception that made its opener leave it open, where that is known.
     """
-    if not claim(entry):
-        _await_end(entry)
+    if entry.awaits is not None:  # closed already, and waiting for others that are over by now
+        entry.awaits()
+        return None
+    if _mlflow.is_being_written(entry.otel):  # by this very thread: waiting would be for ever
+        put_aside(lambda: close_orphan(entry, orphaned_by, outcome, raised))
+        return None
+    if not _take(entry):
         return None
     report = entry.report()
+<<<<<<< HEAD
     entry.orphaned_by = orphaned_by
     opened = entry.opened() if entry.opened is not None else None
     if opened is not None:
@@ -489,16 +662,48 @@ def close_orphan(
             if raised is not None:
                 _record.exception(live, raised, ERROR, entry)
             _record.end(live, entry.ender)
+=======
+    try:
+        entry.orphaned_by = orphaned_by
+        opened = entry.opened() if entry.opened is not None else None
+        if opened is not None:
+            opened.orphaned()
+        with contained("closing an orphaned span"):
+            live = entry.mlflow_span()
+            if live is not None:
+                _record.orphan(live, outcome, opened_at=report.opened_at, orphaned_by=orphaned_by)
+                if raised is not None:
+                    _record.exception(live, raised, ERROR)
+                _record.end(live, entry.ender)
+    finally:
+        make_sure_of_end(entry)
+    return report
+
+
+def make_sure_of_end(entry: Entry) -> None:
+    """Let a span be ended and off the registry, whatever became of its full end."""
+>>>>>>> abc4634 (Let what runs on outlive its parent; close under other people's roots; hear of spans without a lock)
     otel = entry.otel
     if otel is not None and not _mlflow.has_ended(otel):
-        with contained("ending an orphaned span that MLflow has dropped"):
+        with contained("ending a span that MLflow has dropped"):
             _mlflow.end_bare(otel, None)
     if not entry.ended:
-        # Raw code in another thread is ending it in this very moment. Its ancestor must come
-        # after it also in MLflow's queue, or MLflow loses the child and with it the trace.
-        _await_end(entry)
+        if not is_ending_here(entry):
+            # Raw code in another thread is ending it in this very moment. Its ancestor must come
+            # after it also in MLflow's queue, or MLflow loses the child and with it the trace.
+            _await_end(entry)
         note_end(entry)  # or MLflow's own part of the end failed before it came to us
-    return report
+
+
+def _take(entry: Entry) -> bool:
+    """Win the right to end a span, also from a thread that was interrupted in the middle of it."""
+    if claim(entry):
+        return True
+    _await_end(entry)
+    if entry.ended or _mlflow.has_ended(entry.otel):
+        return False
+    _claims[entry.span_id] = threading.get_ident()
+    return True
 
 
 def note_failure(thread: threading.Thread, raised: BaseException) -> None:
@@ -507,7 +712,7 @@ def note_failure(thread: threading.Thread, raised: BaseException) -> None:
     if outcome.status != "ERROR":
         return
     for entry in reversed(open_entries()):
-        if entry.thread is thread and not entry.claimed:
+        if entry.strand.thread is thread and not is_claimed(entry):
             live = entry.mlflow_span()
             if live is not None:
                 _record.exception(live, raised, outcome, entry)

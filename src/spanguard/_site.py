@@ -6,15 +6,25 @@ import sys
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
-__all__ = ["Site", "user_site"]
+__all__ = ["Site", "opener", "user_site"]
 
 # Their frames stand between a user's line and the span it opens.
-_MACHINERY = frozenset({"contextlib", "mlflow", "opentelemetry", "spanguard", "wrapt"})
+_MACHINERY = frozenset(
+    {"contextlib", "mlflow", "openinference", "opentelemetry", "spanguard", "traceloop", "wrapt"}
+)
+# What of that a user calls to open a span by hand. The rest opens spans for users who did not
+# ask: autologging, by the library that it watches.
+_CALLED_BY_USERS = frozenset(
+    {"contextlib", "mlflow", "opentelemetry", "spanguard", "wrapt"}
+    | {"mlflow.entities", "mlflow.tracing", "mlflow.tracking", "mlflow.utils"}
+    | {"opentelemetry.context", "opentelemetry.sdk", "opentelemetry.trace", "opentelemetry.util"}
+)
 # Code of ours that opens spans on its own account, as a user would.
 _OURS_AS_USERS = frozenset({"spanguard.demo"})
 
 # A module's name -> does it belong to the machinery? Bounded by the modules there are.
 _is_machinery: dict[Any, bool] = {}
+_instrumentation: set[Any] = set()
 
 
 class Site(NamedTuple):
@@ -31,6 +41,9 @@ def _classify(module: Any) -> bool:
     text = str(module)
     machinery = text.partition(".")[0] in _MACHINERY and text not in _OURS_AS_USERS
     _is_machinery[module] = machinery
+    second = ".".join(text.split(".")[:2])
+    if machinery and text.partition(".")[0] != "spanguard" and second not in _CALLED_BY_USERS:
+        _instrumentation.add(module)
     return machinery
 
 
@@ -49,3 +62,22 @@ def user_site(depth: int = 1) -> Site:
         outermost = walker
         walker = walker.f_back
     return Site(outermost.f_code, outermost.f_lineno)
+
+
+def opener(depth: int = 1) -> tuple[Site, bool]:
+    """Return the line that opens a span, and whether instrumentation does so on its behalf."""
+    is_instrumented = False
+    outermost = frame = sys._getframe(depth)
+    walker: FrameType | None = frame
+    while walker is not None:
+        module = walker.f_globals.get("__name__")
+        machinery = _is_machinery.get(module)
+        if machinery is None:
+            machinery = _classify(module)
+        if not machinery:
+            return Site(walker.f_code, walker.f_lineno), is_instrumented
+        if module in _instrumentation:
+            is_instrumented = True
+        outermost = walker
+        walker = walker.f_back
+    return Site(outermost.f_code, outermost.f_lineno), is_instrumented

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, overload
@@ -12,8 +14,10 @@ from spanguard import _exit, _experiments, _mlflow, _record, _registry, _trace_i
 from spanguard._block import Block
 from spanguard._config import is_strict
 from spanguard._context import ambient_span
+from spanguard._dropped import do_put_aside, is_anything_put_aside
 from spanguard._findings import contained, internal_error, settle
 from spanguard._opened import OpenedSpan
+from spanguard._outcome import classify
 from spanguard._payload import as_mapping, clean, clean_attributes
 from spanguard._placement import Place, place, root_place
 from spanguard._proxy import SpanProxy
@@ -37,10 +41,32 @@ def open_span(
         InvalidSpanArgumentError, InvalidParentError, DuplicateTraceIdError: in strict mode,
             before anything opens.
     """
-    if request.otel_trace_id is None:
-        return _open(request, activate, parent)
-    with _trace_ids.reserved(request):
-        return _open(request, activate, parent)
+    if is_anything_put_aside():
+        do_put_aside()
+    since = time.monotonic()
+    try:
+        if request.otel_trace_id is None:
+            return _open(request, activate, parent)
+        with _trace_ids.reserved(request):
+            return _open(request, activate, parent)
+    except BaseException as error:  # Ctrl-C between any two lines: leave nothing open
+        _close_begun(since, error)
+        raise
+
+
+def _close_begun(since: float, error: BaseException) -> None:
+    """Close what this thread has begun to open since then, and nobody has a hold of."""
+    here = threading.current_thread()
+    for entry in reversed(_registry.open_entries()):
+        if entry.started < since:
+            break
+        if entry.strand.thread is not here:
+            continue
+        opened = entry.opened() if entry.opened is not None else None
+        if opened is not None:
+            opened.close(error)
+        else:
+            _registry.close_orphan(entry, "an interrupt of its start", classify(error), error)
 
 
 def _open(request: SpanRequest, activate: bool, parent: OpenedSpan | None) -> OpenedSpan:
@@ -335,8 +361,14 @@ class traced_span(Block[LiveSpan]):
                 "This traced_span has been entered before. Make a new one for each block: "
                 "with traced_span(...)."
             )
-        self._opened = open_span(request)
-        return self._opened.proxy  # type: ignore[return-value]
+        try:
+            opened = self._opened = open_span(request)
+            return opened.proxy  # type: ignore[return-value]
+        except BaseException as error:  # Ctrl-C in the last moment: the block is never entered
+            opened, self._opened = self._opened, None
+            if opened is not None:
+                opened.close(error)
+            raise
 
     def __exit__(
         self,

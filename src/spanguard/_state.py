@@ -15,7 +15,7 @@ from mlflow.entities import LiveSpan
 from spanguard import _registry
 from spanguard._block import Block
 from spanguard._config import is_strict
-from spanguard._context import Strand, pushed
+from spanguard._context import OverlappingAmbient, Strand, pushed
 from spanguard._findings import settle
 from spanguard._mlflow import otel_span
 from spanguard._opened import OpenedSpan, left_open_finding, orphans_finding
@@ -166,16 +166,27 @@ class TraceStateManager:
             kwargs["strict"] = self._strict
         request = SpanRequest((), name=name, **kwargs)
         if self._scope == "context":
-            opened = open_span(request)
-            frame = _Frame(opened, _standing(pushed.get()))
+            return self._push_on(request, None, _standing(pushed.get()))
+        with self._lock:  # held while it opens: the next push goes under this one
+            return self._push_on(request, self._innermost(), None)
+
+    def _push_on(
+        self, request: SpanRequest, parent: OpenedSpan | None, below: _Frame | None
+    ) -> tuple[_Frame, OpenedSpan]:
+        opened: OpenedSpan | None = None
+        try:
+            # Overlapping: roots and siblings may be popped in any order.
+            opened = open_span(request, activate=False, parent=parent)
+            opened.activate(kind=OverlappingAmbient)
+            frame = _Frame(opened, below)
             self._put(frame, opened)
-            pushed.set(frame)
-        else:
-            with self._lock:  # held while it opens: the next push goes under this one
-                opened = open_span(request, parent=self._innermost())
-                frame = _Frame(opened, None)
-                self._put(frame, opened)
-        return frame, opened
+            if self._scope == "context":
+                pushed.set(frame)
+            return frame, opened
+        except BaseException as error:  # Ctrl-C: nobody has a handle to pop it by
+            if opened is not None:
+                opened.close(error)
+            raise
 
     def _put(self, frame: _Frame, opened: OpenedSpan) -> None:
         # What an ancestor closes is never popped: it must not stay here for ever.
@@ -280,9 +291,19 @@ class TraceStateManager:
         return findings
 
     def _close_above(self, frame: _Frame, popped: OpenedSpan) -> list[tuple[OpenSpan, Site]]:
+        """Close what is above a frame and below its span in the trace; the rest is independent."""
         closed: list[tuple[OpenSpan, Site]] = []
-        label = popped.entry.label if popped.entry is not None else popped.name
+        entry = popped.entry
+        label = entry.label if entry is not None else popped.name
         for opened in self._above(frame):
+            if self._scope == "context" and entry is not None and opened.entry is not None:
+                if not _registry.is_below(opened.entry, entry) or _registry.outlives(
+                    opened.entry, [entry.strand, Strand()]
+                ):
+                    continue
+            elif entry is not None and opened.entry is not None:
+                if not _registry.is_below(opened.entry, entry):
+                    continue
             closed += opened.close_as_orphan(label)
         return closed
 

@@ -418,7 +418,7 @@ class LeakCheck:
                 if entry.span_id not in self._before and not entry.ended
             ]
             others = _other_threads()
-            if not any(entry.thread in others for entry in left) or time.monotonic() > deadline:
+            if not any(entry.strand.thread in others for entry in left) or time.monotonic() > deadline:
                 return left
             time.sleep(0.002)
 

@@ -1,0 +1,37 @@
+"""What must not be done here and now, kept until it may: a queue without a lock.
+
+The garbage collector runs finalizers in the middle of anything: also while this very thread holds
+a lock of OpenTelemetry's that closing a span would wait for, for ever (issue 9, A1). So a
+finalizer only puts its work aside. Whoever next opens, ends or flushes does it, or the exit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from spanguard._findings import contained
+
+__all__ = ["do_put_aside", "forget_put_aside", "is_anything_put_aside", "put_aside"]
+
+_put_aside: deque[Callable[[], object]] = deque()
+
+# Takes work to be done later. Atomic, and safe in finalizers and in signal handlers.
+put_aside = _put_aside.append
+
+is_anything_put_aside = _put_aside.__len__
+
+
+def do_put_aside() -> None:
+    """Do what was put aside until now. What cannot be done yet puts itself aside again."""
+    for _ in range(len(_put_aside)):
+        try:
+            work = _put_aside.popleft()
+        except IndexError:  # another thread was quicker
+            return
+        with contained("closing what was dropped while open"):
+            work()
+
+
+# In a forked child: what was put aside is open in the parent, and the parent closes it.
+forget_put_aside = _put_aside.clear
