@@ -898,6 +898,7 @@ def test_a_trace_that_is_dropped_with_its_manager_is_abandoned(store: Store) -> 
     with pytest.warns(spanguard.OrphanedSpanWarning, match="'order'.*garbage-collected"):
         manager = None
         gc.collect()
+        assert spanguard.open_spans() == []
     assert outcome(store.spans()["order"]) == "abandoned"
 
 

@@ -1355,6 +1355,7 @@ def test_a_dropped_block_of_a_guarded_client_is_abandoned(store: Store) -> None:
     with pytest.warns(OrphanedSpanWarning, match="garbage-collected"):
         use()
         gc.collect()
+        assert spanguard.open_spans() == []
     assert outcome(store.spans()["dropped"]) == "abandoned"
 
 

@@ -403,7 +403,8 @@ class OpenedSpan:
     def __del__(self) -> None:
         # Nobody can end it any more. An attribute may be missing if __init__ was interrupted.
         # Only put aside: this may run in the middle of anything (see _dropped.py).
-        if getattr(self, "closed_by", "") is None and getattr(self, "entry", None) is not None:
+        entry = getattr(self, "entry", None)
+        if entry is not None and not entry.ended and self.closed_by is None:
             put_aside(self._close_dropped)
 
     def _close_dropped(self) -> None:

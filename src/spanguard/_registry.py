@@ -521,16 +521,22 @@ def close_descendants(
         with_what_outlives: also those that run on, on a strand that is neither this span's nor
             the caller's, and those of instrumentation.
     """
+    if with_what_outlives or not entry.children:
+        return _close_below(entry, lambda _: True)
+    strands = _strands_of(entry)
+    return _close_below(entry, lambda below: not outlives(below, strands))
+
+
+def _close_below(
+    entry: Entry | RemoteParent, is_orphan: Callable[[Entry], bool]
+) -> list[tuple[OpenSpan, Site]]:
     closed: list[tuple[OpenSpan, Site]] = []
-    if not entry.children:
-        return closed
-    label = entry.label
-    ended_by = None if with_what_outlives else _strands_of(entry)
     # Each round takes away all that it looked at; a second finds what was opened meanwhile.
     for _ in range(_MAX_ROUNDS):
-        orphans = _orphans_below(entry, ended_by)
+        orphans = [below for below in descendants_of(entry) if is_orphan(below)]
         if not orphans:
             break
+        label = entry.label
         for orphan in orphans:
             report = close_orphan(orphan, label)
             if report is not None:
@@ -543,12 +549,6 @@ def close_descendants(
 def _strands_of(entry: Entry | RemoteParent) -> list[Strand]:
     here = Strand()
     return [here] if isinstance(entry, RemoteParent) else [entry.strand, here]
-
-
-def _orphans_below(entry: Entry | RemoteParent, ended_by: list[Strand] | None) -> list[Entry]:
-    """Return the descendants to be closed, deepest and last opened first."""
-    found = descendants_of(entry)
-    return [one for one in found if ended_by is None or not outlives(one, ended_by)]
 
 
 def descendants_of(entry: Entry | RemoteParent) -> list[Entry]:
@@ -609,12 +609,15 @@ def close_unheard(
 
 
 def _close_under_ending_root(root: Entry) -> None:
-    """Close what is open under a root that another API is ending at this moment.
+    """Close what is ours and open under a root that another API is ending at this moment.
 
     Where MLflow keeps the root back until its children have ended, what runs on may do so;
     where it does not, the trace would be unreadable for good.
     """
-    closed = close_descendants(root, with_what_outlives=not _mlflow.defers_roots())
+    waits, strands = _mlflow.defers_roots(), _strands_of(root)
+    closed = _close_below(
+        root, lambda e: e.opened is not None and not (waits and outlives(e, strands))
+    )
     if closed:
         finding = _left_under(root, [report for report, _ in closed])
         settle([finding], strict=False, raised=None, site=closed[-1][1])

@@ -29,6 +29,7 @@ from mlflow.entities import Span, Trace, TraceData, TraceInfo, TraceLocation, Tr
 
 from spanguard import _findings, _mlflow, _registry
 from spanguard._context import AmbientMark
+from spanguard._dropped import do_put_aside
 from spanguard._findings import settle
 from spanguard._mlflow import OtelSpan
 from spanguard._registry import Entry, OpenSpan
@@ -393,6 +394,7 @@ class LeakCheck:
 
     def finish(self, closed_by: str) -> Leaks:
         """Close what was left open, restore what was ambient, and tell of it."""
+        do_put_aside()  # what was dropped while open
         leaks, left = Leaks(), self._left_open()
         self._stop_listening()
         for entry in left:
@@ -415,7 +417,7 @@ class LeakCheck:
             left = [
                 entry
                 for entry in _registry.open_entries()
-                if entry.span_id not in self._before and not entry.ended
+                if entry.span_id not in self._before and entry.is_open
             ]
             others = _other_threads()
             if not any(entry.strand.thread in others for entry in left) or time.monotonic() > deadline:

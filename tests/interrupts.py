@@ -1,0 +1,83 @@
+"""Raise KeyboardInterrupt at a line of spanguard's own code: any line that a piece of work runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import spanguard
+
+__all__ = ["Interrupt", "lines_of", "run_interrupted"]
+
+OURS = str(Path(spanguard.__file__).parent)
+
+Line = tuple[str, int]
+
+
+class Interrupt(KeyboardInterrupt):
+    """What the tracer raises. Not an Exception: nothing of ours may catch it and go on."""
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return frame.f_code.co_filename.startswith(OURS)
+
+
+def lines_of(work: Callable[[], Any]) -> list[tuple[Line, int]]:
+    """Run a piece of work; return the lines of ours that it ran, each with how often."""
+    seen: dict[Line, int] = {}
+
+    def local(frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "line":
+            line = (frame.f_code.co_filename, frame.f_lineno)
+            seen[line] = seen.get(line, 0) + 1
+        return local
+
+    _traced(work, lambda frame, event, arg: local if _is_ours(frame) else None)
+    return list(seen.items())
+
+
+def run_interrupted(work: Callable[[], Any], at: Line, turn: int) -> bool:
+    """Run a piece of work, interrupted at a line the n-th time it comes there.
+
+    Returns:
+        False if the interrupt was raised and did not come out of the work; True otherwise, also
+        if this time the work did not come to that line, or came there in a finalizer, out of
+        which Python lets no exception.
+    """
+    left = [turn]
+    unraisable = False
+
+    def local(frame: FrameType, event: str, arg: Any) -> Any:
+        nonlocal unraisable
+        if event == "line" and left[0] and (frame.f_code.co_filename, frame.f_lineno) == at:
+            left[0] -= 1
+            if not left[0]:
+                unraisable = _is_in_finalizer(frame)
+                raise Interrupt
+        return local
+
+    try:
+        _traced(work, lambda frame, event, arg: local if _is_ours(frame) else None)
+    except Interrupt:
+        return True
+    return bool(left[0]) or unraisable
+
+
+def _is_in_finalizer(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name in ("__del__", "_forget"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _traced(work: Callable[[], Any], tracer: Any) -> None:
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        work()
+    finally:
+        sys.settrace(before)

@@ -1,0 +1,216 @@
+"""An interrupt at any line of ours reaches the user, and no span, trace or context is lost by it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import mlflow
+import pytest
+
+import spanguard
+from spanguard import TraceStateManager, carry, current_span, guard, trace_batch, traced, traced_span
+from tests.interrupts import Line, lines_of, run_interrupted
+from tests.store import Store
+
+# -- what is interrupted -------------------------------------------------------------------------
+
+
+def nested_blocks() -> None:
+    with traced_span("root", inputs={"a": 1}, tags={"k": "v"}):
+        with traced_span("child", attributes={"n": 1}) as child:
+            child.set_outputs("x")
+        with contextlib.suppress(ValueError):
+            with traced_span("failing"):
+                raise ValueError("of the block")
+
+
+def leaking_blocks() -> None:
+    with traced_span("root") as root:
+        mlflow.MlflowClient().start_span("left", root.trace_id, root.span_id)
+
+
+@traced
+def double(x: int) -> int:
+    return 2 * x
+
+
+@traced
+def calls_double() -> int:
+    return double(1) + double(x=2)
+
+
+@traced
+def numbers() -> Iterator[int]:
+    with traced_span("inside"):
+        yield from range(2)
+
+
+def generators() -> None:
+    with traced_span("root"):
+        for _ in numbers():
+            pass
+        for _ in numbers():
+            break
+
+
+@traced
+async def stream() -> AsyncIterator[int]:
+    for number in range(2):
+        yield number
+
+
+@traced
+async def reads() -> int:
+    return sum([number async for number in stream()])
+
+
+def coroutines() -> None:
+    asyncio.run(reads())
+
+
+def push_and_pop() -> None:
+    manager = TraceStateManager()
+    manager.push_trace("root")
+    child = manager.push_trace("child")
+    manager.push_trace("left")
+    manager.pop_trace(child, outputs=1)
+    manager.pop_trace()
+
+
+def pushed_blocks() -> None:
+    with TraceStateManager(scope="process") as manager:
+        with manager.trace("root"):
+            manager.push_trace("left")
+
+
+def guarded() -> None:
+    with guard() as client:
+        root = client.start_trace("root", inputs={"a": 1})
+        span = client.start_span("child", root.trace_id, root.span_id)
+        client.start_span("left", root.trace_id, span.span_id)
+        client.end_span(root.trace_id, span.span_id, outputs=1)
+        client.end_trace(root.trace_id)
+
+
+def batches() -> None:
+    trace_batch([1, 2], double, name="batch")
+
+
+def carried() -> None:
+    with traced_span("root"):
+        with spanguard.capture().attach():
+            carry(double)(3)
+
+
+def closing() -> None:
+    with traced_span("root"):
+        traced_span("left").__enter__()
+        spanguard.close_open_spans()
+
+
+WORKS: list[Callable[[], Any]] = [
+    nested_blocks,
+    leaking_blocks,
+    calls_double,
+    generators,
+    coroutines,
+    push_and_pop,
+    pushed_blocks,
+    guarded,
+    batches,
+    carried,
+    closing,
+]
+
+# -- the sweep -----------------------------------------------------------------------------------
+
+# Of a line that runs often: the first times, and the last.
+MAX_TURNS = 1
+
+
+def turns(count: int) -> list[int]:
+    return sorted({*range(1, min(count, MAX_TURNS) + 1), count})
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("work", WORKS, ids=lambda work: work.__name__)
+def test_an_interrupt_at_any_line_of_ours(
+    store: Store, work: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: dict[str, str] = {}
+    note_started_traces(monkeypatch, started)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        work()
+        places = [(line, turn) for line, count in lines_of(work) for turn in turns(count)]
+        wrong: list[str] = []
+        for number, (line, turn) in enumerate(places):
+            where = f"{line[0].rpartition('/')[2]}:{line[1]} ({turn})"
+            wrong += interrupt(work, line, turn, where)
+            for trace_id in list(started):
+                started[trace_id] = started[trace_id] or where
+            if number % 200 == 199:
+                assert spanguard.flush(60)
+    assert spanguard.flush(60)
+    lost = [f"{where}: the trace is lost" for where in unreadable(started)]
+    print(
+        f"\n{work.__name__}: {len(places)} interrupts, {len(wrong)} violations, "
+        f"{len(started)} traces, {len(lost)} unreadable"
+    )
+    assert wrong + lost == []
+
+
+def interrupt(work: Callable[[], Any], line: Line, turn: int, where: str) -> list[str]:
+    """Interrupt a piece of work; return what is not as it should be afterwards."""
+    wrong = []
+    if not run_interrupted(work, line, turn):
+        wrong.append(f"{where}: the interrupt did not reach the user")
+    spanguard.close_open_spans()
+    if spanguard.open_spans():
+        wrong.append(f"{where}: open: {[span.name for span in spanguard.open_spans()]}")
+    if current_span() is not None or mlflow.get_current_active_span() is not None:
+        wrong.append(f"{where}: a span is still active")
+        leave_context()
+    return wrong
+
+
+def leave_context() -> None:
+    from spanguard import _mlflow
+
+    _mlflow.activate(_mlflow.INVALID_SPAN)
+
+
+def note_started_traces(monkeypatch: pytest.MonkeyPatch, started: dict[str, str]) -> None:
+    """Write down the id of each trace that MLflow starts."""
+    from mlflow.tracing.trace_manager import InMemoryTraceManager
+
+    register = InMemoryTraceManager.register_trace
+
+    def note(self: Any, otel_trace_id: int, info: Any, *args: Any, **kwargs: Any) -> Any:
+        started[info.trace_id] = ""
+        return register(self, otel_trace_id, info, *args, **kwargs)
+
+    monkeypatch.setattr(InMemoryTraceManager, "register_trace", note)
+
+
+def unreadable(started: dict[str, str]) -> list[str]:
+    client = mlflow.MlflowClient()
+    ids = list(started)
+    readable: set[str] = set()
+    with ThreadPoolExecutor(1):
+        for start in range(0, len(ids), 400):
+            page = mlflow.search_traces(
+                locations=["0"], return_type="list", max_results=5000, include_spans=False
+            )
+            readable |= {trace.info.trace_id for trace in page}
+            break
+    missing = [trace_id for trace_id in ids if trace_id not in readable]
+    missing += [
+        trace_id for trace_id in readable & set(ids) if client.get_trace(trace_id) is None
+    ]
+    return [started[trace_id] for trace_id in missing]
