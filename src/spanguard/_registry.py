@@ -20,13 +20,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from spanguard import _mlflow, _record
-<<<<<<< HEAD
-from spanguard._context import StandIn
-from spanguard._encounters import Encounters
-=======
 from spanguard._context import StandIn, Strand
 from spanguard._dropped import forget_put_aside, put_aside
->>>>>>> abc4634 (Let what runs on outlive its parent; close under other people's roots; hear of spans without a lock)
+from spanguard._encounters import Encounters
 from spanguard._findings import contained, internal_error, settle
 from spanguard._mlflow import OtelSpan, SpanProcessor
 from spanguard._outcome import ERROR, ORPHANED, Outcome, classify
@@ -112,12 +108,8 @@ class Entry:
         self.strand = Strand()
         self.ended = False
         self.orphaned_by: str | None = None
-<<<<<<< HEAD
         self.met: Encounters | None = None
-        # Set by _span.py for spans opened through spanguard:
-=======
         # Set by _opened.py for spans opened through spanguard:
->>>>>>> abc4634 (Let what runs on outlive its parent; close under other people's roots; hear of spans without a lock)
         self.live: Any = None
         self.ender: Callable[[Any, int | None], None] | None = None
         self.opened: weakref.ref[OpenedSpan] | None = None
@@ -173,11 +165,7 @@ class Entry:
 class RemoteParent:
     """What a span of another process is here: the parent of what is opened under it."""
 
-<<<<<<< HEAD
-    __slots__ = ("children", "ended", "label", "live", "met", "parent", "span_id")
-=======
-    __slots__ = ("awaits", "children", "ended", "label", "live", "parent", "span_id")
->>>>>>> abc4634 (Let what runs on outlive its parent; close under other people's roots; hear of spans without a lock)
+    __slots__ = ("awaits", "children", "ended", "label", "live", "met", "parent", "span_id")
 
     def __init__(self, span_id: int) -> None:
         self.span_id = span_id
@@ -185,11 +173,8 @@ class RemoteParent:
         self.children: dict[int, Entry] = {}
         self.parent: None = None
         self.live: None = None
-<<<<<<< HEAD
         self.met: Encounters | None = None
-=======
         self.awaits: None = None
->>>>>>> abc4634 (Let what runs on outlive its parent; close under other people's roots; hear of spans without a lock)
         self.ended = False
 
 
@@ -277,21 +262,18 @@ class _Watcher(SpanProcessor):
             raise
 
     def _on_ending(self, span: Any) -> None:
-        if span.parent is None:
-            try:
-                entry = _open.get(span.context.span_id)
-                if entry is not None and entry.children:
-                    _close_under_ending_root(entry)
-            except Exception as error:
-                internal_error("closing what is open under a root that ends", error)
-
-    def _on_ending(self, span: Any) -> None:
-        # Of ours and ended by another API: what we end has been seen to.
-        if span.status.status_code is _mlflow.OTEL_ERROR:
-            with contained("recording why a span is an error"):
-                entry = _open.get(span.context.span_id)
-                if entry is not None and entry.opened is not None:
-                    _record.explain_end(span)
+        is_error = span.status.status_code is _mlflow.OTEL_ERROR
+        if not is_error and span.parent is not None:
+            return
+        with contained("preparing the end of a span"):
+            entry = _open.get(span.context.span_id)
+            if entry is None:
+                return
+            if is_error and entry.opened is not None:
+                # Of ours and ended by another API: what we end has been seen to.
+                _record.explain_end(span)
+            if entry.children and span.parent is None:
+                _close_under_ending_root(entry)
 
     def on_end(self, span: Any) -> None:
         try:
@@ -653,19 +635,6 @@ def close_orphan(
     if not _take(entry):
         return None
     report = entry.report()
-<<<<<<< HEAD
-    entry.orphaned_by = orphaned_by
-    opened = entry.opened() if entry.opened is not None else None
-    if opened is not None:
-        opened.orphaned()
-    with contained("closing an orphaned span"):
-        live = entry.mlflow_span()
-        if live is not None:
-            _record.orphan(live, outcome, opened_at=report.opened_at, orphaned_by=orphaned_by)
-            if raised is not None:
-                _record.exception(live, raised, ERROR, entry)
-            _record.end(live, entry.ender)
-=======
     try:
         entry.orphaned_by = orphaned_by
         opened = entry.opened() if entry.opened is not None else None
@@ -676,7 +645,7 @@ def close_orphan(
             if live is not None:
                 _record.orphan(live, outcome, opened_at=report.opened_at, orphaned_by=orphaned_by)
                 if raised is not None:
-                    _record.exception(live, raised, ERROR)
+                    _record.exception(live, raised, ERROR, entry)
                 _record.end(live, entry.ender)
     finally:
         make_sure_of_end(entry)
@@ -685,7 +654,6 @@ def close_orphan(
 
 def make_sure_of_end(entry: Entry) -> None:
     """Let a span be ended and off the registry, whatever became of its full end."""
->>>>>>> abc4634 (Let what runs on outlive its parent; close under other people's roots; hear of spans without a lock)
     otel = entry.otel
     if otel is not None and not _mlflow.has_ended(otel):
         with contained("ending a span that MLflow has dropped"):
