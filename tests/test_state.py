@@ -99,9 +99,7 @@ def test_popping_out_of_order_raises_in_strict_mode_afterwards(store: Store, sco
 
 @BOTH_SCOPES
 @pytest.mark.filterwarnings("error::spanguard.SpanguardWarning")
-def test_roots_are_independent_whatever_order_they_are_popped_in(
-    store: Store, scope: Any
-) -> None:
+def test_roots_are_independent_whatever_order_they_are_popped_in(store: Store, scope: Any) -> None:
     manager = TraceStateManager(scope=scope, strict=True)
     a = manager.push_trace("a")
     b = manager.push_trace("b", new_trace=True)

@@ -120,9 +120,9 @@ class OverlappingAmbient(Ambient):
         active: Any = _mlflow.current_otel_span()
         while type(active) is StandIn and active is not self.stand_in and active.has_fallen:
             active = active.below
-        if active is self.stand_in or _is_left_over(active, self.stand_in):
-            if self._before is not None:
-                self._before.restore()
+        is_on_top = active is self.stand_in or _is_left_over(active, self.stand_in)
+        if is_on_top and self._before is not None:
+            self._before.restore()
 
 
 def _holds(active: Any, wanted: StandIn) -> bool:
@@ -308,8 +308,8 @@ class BodyContext:
             # The collector closes a step that was never finished, in whatever context it runs:
             # what is active there is not the step's to change.
             return
-        self._body = _mlflow.active_state()
         self._body_variables = (pushed.get(), context_strict.get(), self)
+        self._body = _mlflow.active_state()  # after what goes with it: see __enter__
         self.work.end_step(self._consumer_work, is_over=False)
         self._consumer.restore()
         _set_variables(*self._consumer_variables)

@@ -186,9 +186,7 @@ class OpenedSpan:
                 self.deactivate()
         return findings
 
-    def _close_interrupted(
-        self, raised: BaseException, by: str, end_time_ns: int | None
-    ) -> None:
+    def _close_interrupted(self, raised: BaseException, by: str, end_time_ns: int | None) -> None:
         """Finish what an interrupt left half done (issue 9, A2)."""
         if self.closed_by is None:
             self.closed_by = by
@@ -239,9 +237,7 @@ class OpenedSpan:
             # An exporter of MLflow's that fails in the middle of an end keeps it from us.
             _registry.note_end(entry)
 
-    def _close_descendants(
-        self, *, with_what_outlives: bool = True
-    ) -> list[tuple[OpenSpan, Site]]:
+    def _close_descendants(self, *, with_what_outlives: bool = True) -> list[tuple[OpenSpan, Site]]:
         entry = self.entry
         if entry is None:
             return []

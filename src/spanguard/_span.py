@@ -362,8 +362,8 @@ class traced_span(Block[LiveSpan]):
                 "with traced_span(...)."
             )
         try:
-            opened = self._opened = open_span(request)
-            return opened.proxy  # type: ignore[return-value]
+            self._opened = open_span(request)
+            return self._opened.proxy  # type: ignore[return-value]
         except BaseException as error:  # Ctrl-C in the last moment: the block is never entered
             opened, self._opened = self._opened, None
             if opened is not None:

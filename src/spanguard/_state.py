@@ -293,19 +293,22 @@ class TraceStateManager:
     def _close_above(self, frame: _Frame, popped: OpenedSpan) -> list[tuple[OpenSpan, Site]]:
         """Close what is above a frame and below its span in the trace; the rest is independent."""
         closed: list[tuple[OpenSpan, Site]] = []
-        entry = popped.entry
-        label = entry.label if entry is not None else popped.name
+        label = popped.entry.label if popped.entry is not None else popped.name
         for opened in self._above(frame):
-            if self._scope == "context" and entry is not None and opened.entry is not None:
-                if not _registry.is_below(opened.entry, entry) or _registry.outlives(
-                    opened.entry, [entry.strand, Strand()]
-                ):
-                    continue
-            elif entry is not None and opened.entry is not None:
-                if not _registry.is_below(opened.entry, entry):
-                    continue
-            closed += opened.close_as_orphan(label)
+            if self._goes_with(popped, opened):
+                closed += opened.close_as_orphan(label)
         return closed
+
+    def _goes_with(self, popped: OpenedSpan, above: OpenedSpan) -> bool:
+        """Tell whether a span has to be closed because one below it on the stack is popped."""
+        if popped.entry is None or above.entry is None:  # a user's doubles
+            return True
+        if not _registry.is_below(above.entry, popped.entry):
+            return False
+        # One stack for all threads and tasks is one strand.
+        return self._scope == "process" or not _registry.outlives(
+            above.entry, [popped.entry.strand, Strand()]
+        )
 
     def _above(self, frame: _Frame) -> list[OpenedSpan]:
         """Return the open spans above a frame, innermost first, in whatever context they are."""

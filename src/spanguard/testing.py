@@ -420,7 +420,10 @@ class LeakCheck:
                 if entry.span_id not in self._before and entry.is_open
             ]
             others = _other_threads()
-            if not any(entry.strand.thread in others for entry in left) or time.monotonic() > deadline:
+            if (
+                not any(entry.strand.thread in others for entry in left)
+                or time.monotonic() > deadline
+            ):
                 return left
             time.sleep(0.002)
 
