@@ -107,13 +107,12 @@ def flush(timeout: float | None = 30.0) -> bool:
         )
     do_put_aside()
     deadline = time.monotonic() + (30.0 if seconds is None else seconds)
-    is_out = not _outliving.await_descendants(deadline - time.monotonic())
-    delivery = _deliver(max(deadline - time.monotonic(), 0.0))
+    delivery = _deliver_all_by(deadline)
     if delivery.complaint is not None:
         findings.append(TraceLostError(delivery.complaint))
     # Never an error: what became of traces is no broken rule of the caller's.
     settle(findings, strict=False, raised=None, site=user_site(2))
-    return delivery.is_stored and not is_out
+    return delivery.is_stored
 
 
 @dataclass(frozen=True)
@@ -122,6 +121,15 @@ class Delivery:
 
     is_stored: bool
     complaint: str | None = None
+
+
+def _deliver_all_by(deadline: float) -> Delivery:
+    """Wait for roots that wait for what runs on under them, and deliver."""
+    if _outliving.await_descendants(deadline - time.monotonic()):
+        return _deliver(max(deadline - time.monotonic(), 0.0))
+    with contained("handing over"):
+        _is_handed_over(time.monotonic())
+    return Delivery(False, _outliving.what_is_waited_for())
 
 
 def _deliver(seconds: float) -> Delivery:

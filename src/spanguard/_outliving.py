@@ -19,7 +19,12 @@ from spanguard._registry import Entry, OpenSpan
 from spanguard._site import Site
 from spanguard.exceptions import OrphanedSpanError
 
-__all__ = ["await_descendants", "forget_waiting", "wait_for_descendants"]
+__all__ = [
+    "await_descendants",
+    "forget_waiting",
+    "wait_for_descendants",
+    "what_is_waited_for",
+]
 
 # How often the keeper looks whether strands are over, and how long it stays without work.
 _LOOK_SECONDS = 0.2
@@ -89,6 +94,18 @@ def await_descendants(seconds: float) -> bool:
             return False
         time.sleep(0.005)
     return True
+
+
+def what_is_waited_for() -> str | None:
+    """Say what roots wait for, and until when; None if none waits any more."""
+    waiting = [one for one in list(_waiting.values()) if one.entry.children]
+    if not waiting:
+        return None
+    report = _registry.descendants_of(waiting[0].entry)[-1].report()
+    return (
+        f"{len(waiting)} closed roots wait for spans that run on under them: {report}. Their "
+        "traces are stored when those have ended: call flush() again, with more time."
+    )
 
 
 def _orphans(root: Entry, closed: list[tuple[OpenSpan, Site]]) -> OrphanedSpanError:
