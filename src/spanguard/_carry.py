@@ -26,7 +26,7 @@ from spanguard._findings import contained, settle
 from spanguard._generators import Recorder, TracedAsyncGenerator, TracedGenerator
 from spanguard._opened import left_behind_finding
 from spanguard._outcome import Outcome
-from spanguard._pickling import asked_by_cloudpickle
+from spanguard._pickling import cloudpickle_asking
 from spanguard._registry import RemoteParent
 from spanguard._site import user_site
 from spanguard.exceptions import InvalidSpanArgumentError, TraceLostError
@@ -461,7 +461,7 @@ class Carried:
     @property  # type: ignore[misc]
     def __class__(self) -> Any:  # pyright: ignore
         # A function where the function is one: Ray takes nothing else.
-        is_function = isinstance(self._function, FunctionType) and not asked_by_cloudpickle()
+        is_function = isinstance(self._function, FunctionType) and not cloudpickle_asking()
         return FunctionType if is_function else type(self)
 
     def __getattr__(self, name: str) -> Any:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from types import FunctionType
 from typing import Any, TypeVar, cast, overload
 
-import wrapt
-
 from spanguard import _record
+from spanguard._binder import Binder
+from spanguard._callables import kind_of, name_of, trace_callable, trace_class
 from spanguard._context import ambient_span
 from spanguard._findings import contained, settle
 from spanguard._generators import (
@@ -20,10 +18,10 @@ from spanguard._generators import (
     TracedAsyncGenerator,
     TracedCoroutine,
     TracedGenerator,
+    TracedGeneratorCoroutine,
 )
 from spanguard._items import Items, WholeItems
 from spanguard._opened import OpenedSpan
-from spanguard._pickling import asked_by_cloudpickle
 from spanguard._request import SpanRequest
 from spanguard._site import user_site
 from spanguard._span import open_span
@@ -61,67 +59,7 @@ class Options:
     experiment_id: str | None = None
     links: Any = None
     extras: dict[str, Any] = field(default_factory=dict)
-
-
-# -- arguments by name -------------------------------------------------------------------------
-
-
-class _Binder:
-    """Names the arguments of a call. What can be worked out once is, at decoration."""
-
-    __slots__ = ("_defaults", "_kept", "_known", "_names", "_rest", "_self_first", "_words")
-
-    def __init__(self, function: Any, kept: bool | Collection[str]) -> None:
-        self._kept = kept if isinstance(kept, bool) else frozenset(kept)
-        try:
-            parameters = list(inspect.signature(function).parameters.values())
-        except (TypeError, ValueError):  # a builtin without a signature
-            parameters = [
-                inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL),
-                inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
-            ]
-        by_kind: dict[Any, list[str]] = {}
-        for parameter in parameters:
-            by_kind.setdefault(parameter.kind, []).append(parameter.name)
-        kinds = inspect.Parameter
-        self._names = by_kind.get(kinds.POSITIONAL_ONLY, []) + by_kind.get(
-            kinds.POSITIONAL_OR_KEYWORD, []
-        )
-        self._rest = next(iter(by_kind.get(kinds.VAR_POSITIONAL, [])), None)
-        self._words = next(iter(by_kind.get(kinds.VAR_KEYWORD, [])), None)
-        self._known = {*self._names, *by_kind.get(kinds.KEYWORD_ONLY, [])}
-        self._defaults = {
-            p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty
-        }
-        self._self_first = isinstance(function, FunctionType)
-
-    def bind(self, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments by parameter name, without self or cls."""
-        names = self._names
-        first = 0
-        if self._self_first and names:
-            if instance is not None:
-                first = 1  # wrapt has taken it off the arguments
-            elif names[0] in ("self", "cls") and args:
-                first, args = 1, args[1:]
-        if first:
-            names = names[first:]
-        bound = dict(zip(names, args, strict=False))
-        for name, value in kwargs.items():
-            if name in self._known:
-                bound[name] = value
-            else:
-                bound.setdefault(self._words or name, {} if self._words else value)
-                if self._words:
-                    bound[self._words][name] = value
-        if self._rest is not None and len(args) > len(names):
-            bound[self._rest] = list(args[len(names) :])
-        for name, value in self._defaults.items():
-            bound.setdefault(name, value)
-        kept = self._kept
-        if not isinstance(kept, bool):
-            bound = {name: value for name, value in bound.items() if name in kept}
-        return bound
+    takes_self: bool | None = None
 
 
 # -- one traced callable -----------------------------------------------------------------------
@@ -130,26 +68,54 @@ class _Binder:
 class _Plan:
     """How the calls of one callable are traced."""
 
-    __slots__ = ("binder", "name", "options")
+    __slots__ = ("binder", "function", "name", "options", "owner")
 
     def __init__(self, function: Any, options: Options) -> None:
-        inner = _inner(function)
+        self.function = function
         self.options = options
-        self.name = options.name or _name_of(inner)
-        self.binder = _Binder(inner, options.capture_inputs)
+        self.owner: type | None = None
+        self.name = options.name or name_of(function)
+        self.binder = Binder(function, options.capture_inputs, options.takes_self)
 
-    def open(self, instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OpenedSpan:
+    @property
+    def asks_owner(self) -> bool:
+        return self.binder.asks_owner
+
+    def named_in(self, owner: type, name: str) -> None:
+        """Take note of the class that the function is in, and what it is called there."""
+        self.owner = owner
+        self.name = self.name or name
+
+    def caller(self) -> Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], Any]:
+        """Return what makes a call, by the kind of the function."""
+        call: Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], Any]
+        call = getattr(self, kind_of(self.function))
+        return call
+
+    def of(self, function: Any) -> _Plan:
+        """Return the same plan for another function."""
+        return _Plan(function, self.options)
+
+    def __reduce__(self) -> Any:
+        # The class only where it is what tells that the first argument is self.
+        named = (self.owner, self.name) if self.owner and self.asks_owner else None
+        return _Plan, (self.function, self.options), named
+
+    def __setstate__(self, named: tuple[type, str]) -> None:
+        self.named_in(*named)
+
+    def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OpenedSpan:
         """Open the span of one call, with its inputs, and make it ambient."""
         options = self.options
         inputs = None
         if options.capture_inputs is not False:
             with contained("capturing the arguments of a call"):
-                inputs = self.binder.bind(instance, args, kwargs)
+                inputs = self.binder.bind(self.owner, args, kwargs)
                 if options.redact is not None:
                     inputs = {k: _redacted(options.redact, k, v) for k, v in inputs.items()}
         request = SpanRequest(
             (),
-            name=self.name,
+            name=self.name or type(self.function).__name__,
             span_type=options.span_type,
             inputs=inputs,
             attributes=options.attributes,
@@ -200,10 +166,8 @@ class _Plan:
             outputs = _redacted(self.options.redact, "return", outputs)
         _record.outputs(opened.live, outputs)
 
-    def recorder(self, instance: Any, args: Any, kwargs: Any) -> Recorder:
-        return Recorder(
-            lambda: self.open(instance, args, kwargs), self._new_items(), self.write_items
-        )
+    def recorder(self, args: Any, kwargs: Any) -> Recorder:
+        return Recorder(lambda: self.open(args, kwargs), self._new_items(), self.write_items)
 
     def _new_items(self) -> Items:
         options = self.options
@@ -213,12 +177,12 @@ class _Plan:
         redact = options.redact
         return Items(most, redact and (lambda item: _redacted(redact, "return", item)))
 
-    # -- the four kinds of calls: what wrapt calls, with self or cls taken off the arguments
+    # -- the kinds of calls, by the signature of wrapt's wrappers; self is among the arguments
 
     def call(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
         opened: OpenedSpan | None = None
         try:
-            opened = self.open(instance, args, kwargs)
+            opened = self.open(args, kwargs)
             result = wrapped(*args, **kwargs)
             self.write_output(opened, result)
         except BaseException as error:
@@ -231,17 +195,22 @@ class _Plan:
     def call_coroutine(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
         return TracedCoroutine(
             wrapped(*args, **kwargs),
-            lambda: self.open(instance, args, kwargs),
+            lambda: self.open(args, kwargs),
             self.write_output,
+        )
+
+    def call_generator_coroutine(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        return TracedGeneratorCoroutine(
+            wrapped(*args, **kwargs), lambda: self.open(args, kwargs), self.write_output
         )
 
     def call_generator(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
         generator = wrapped(*args, **kwargs)
-        return TracedGenerator(generator, self.recorder(instance, args, kwargs))
+        return TracedGenerator(generator, self.recorder(args, kwargs))
 
     def call_async_generator(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
         generator = wrapped(*args, **kwargs)
-        return TracedAsyncGenerator(generator, self.recorder(instance, args, kwargs))
+        return TracedAsyncGenerator(generator, self.recorder(args, kwargs))
 
 
 def _redacted(redact: Redact, name: str, value: Any) -> Any:
@@ -268,98 +237,25 @@ def _starts_a_trace() -> bool:
     return not ambient_span().get_span_context().is_valid
 
 
-def _inner(function: Any) -> Any:
-    """Return the function under classmethod and staticmethod objects."""
-    return function.__func__ if isinstance(function, (classmethod, staticmethod)) else function
-
-
-def _name_of(function: Any) -> str:
-    while isinstance(function, functools.partial):
-        function = function.func
-    name = getattr(function, "__name__", None)
-    return name if isinstance(name, str) else type(function).__name__
-
-
-def _kind_of(function: Any) -> str:
-    """Tell what a call gives back. An object counts by its `__call__`."""
-    candidates = [_inner(function)]
-    if not inspect.isroutine(candidates[0]) and not isinstance(candidates[0], functools.partial):
-        candidates.append(inspect.getattr_static(type(candidates[0]), "__call__", None))
-    for candidate in candidates:
-        if inspect.iscoroutinefunction(candidate):
-            return "call_coroutine"
-        if inspect.isasyncgenfunction(candidate):
-            return "call_async_generator"
-        if inspect.isgeneratorfunction(candidate):
-            return "call_generator"
-    return "call"
-
-
 # -- the decorator -----------------------------------------------------------------------------
-
-
-class TracedMethod(wrapt.BoundFunctionWrapper):  # type: ignore[type-arg, unused-ignore]
-    """A traced function bound to an object or a class."""
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return getattr, (self._self_instance, self.__wrapped__.__name__)
-
-
-class TracedFunction(wrapt.FunctionWrapper):  # type: ignore[type-arg, unused-ignore]
-    """A function that opens a span for each call; in all else the function itself."""
-
-    __bound_function_wrapper__ = TracedMethod
-
-    def __init__(self, function: Any, options: Options) -> None:
-        plan = _Plan(function, options)
-        super().__init__(function, getattr(plan, _kind_of(function)))
-        self._self_options = options
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # By name, as functions are: so ProcessPoolExecutor takes it, and it stays traced there.
-        if asked_by_cloudpickle() and not _has_name(self):
-            return TracedFunction, (self.__wrapped__, self._self_options)
-        return str(self.__wrapped__.__qualname__)
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:  # pyright: ignore
-        # A function to everyone, but cloudpickle would take a function apart and ship what is
-        # wrapped: to it, something that knows how it pickles.
-        return TracedFunction if asked_by_cloudpickle() else self.__wrapped__.__class__
-
-    def __reduce__(self) -> Any:
-        return self.__reduce_ex__(2)
-
-    def __copy__(self) -> TracedFunction:
-        return self
-
-    def __deepcopy__(self, memo: Any) -> TracedFunction:
-        return self
-
-
-def _has_name(function: TracedFunction) -> bool:
-    """Tell whether another process finds it by name: not in __main__, a function or a lambda."""
-    return function.__module__ != "__main__" and "<" not in function.__qualname__
-
-
-def _trace_class(cls: type, options: Options) -> None:
-    """Trace the public methods that a class itself defines."""
-    for name, member in list(vars(cls).items()):
-        plain = isinstance(member, (FunctionType, classmethod, staticmethod))
-        if name.startswith("_") or not plain or isinstance(member, TracedFunction):
-            continue
-        method_options = replace(options, name=f"{options.name or cls.__name__}.{name}")
-        setattr(cls, name, TracedFunction(member, method_options))
 
 
 def _traced(function: Any, options: Options) -> Any:
     if isinstance(function, type):
-        _trace_class(function, options)
+        trace_class(function, functools.partial(_plan_of_method, options, function))
         return function
-    if isinstance(function, property):
-        getter = TracedFunction(function.fget, options) if function.fget else None
-        return property(getter, function.fset, function.fdel, function.__doc__)
-    return TracedFunction(function, options)
+    return trace_callable(function, functools.partial(_plan, options))
+
+
+def _plan(options: Options, function: Any, *, takes_self: bool | None = None) -> _Plan:
+    return _Plan(function, replace(options, takes_self=takes_self))
+
+
+def _plan_of_method(
+    options: Options, owner: type, function: Any, *, method: str, takes_self: bool | None = None
+) -> _Plan:
+    name = f"{options.name or owner.__name__}.{method}"
+    return _Plan(function, replace(options, name=name, takes_self=takes_self))
 
 
 class _Decorator:

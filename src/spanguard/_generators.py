@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import wrapt
@@ -26,7 +27,13 @@ if TYPE_CHECKING:
 else:
     _ObjectProxy = wrapt.BaseObjectProxy
 
-__all__ = ["Recorder", "TracedAsyncGenerator", "TracedCoroutine", "TracedGenerator"]
+__all__ = [
+    "Recorder",
+    "TracedAsyncGenerator",
+    "TracedCoroutine",
+    "TracedGenerator",
+    "TracedGeneratorCoroutine",
+]
 
 
 class Opened(Protocol):
@@ -377,8 +384,7 @@ class TracedCoroutine(_ObjectProxy):
 
     def _self_runner(self) -> Generator[Any, Any, Any]:
         if self._self_parts is None:  # a coroutine runs once: let it say so itself
-            again: Generator[Any, Any, Any] = self.__wrapped__.__await__()
-            return again
+            return _steps_of(self.__wrapped__)
         (open_, write), self._self_parts = self._self_parts, None
         return _run(self.__wrapped__, open_, write, self._self_abandoned)
 
@@ -409,6 +415,13 @@ class TracedCoroutine(_ObjectProxy):
             run.close()
 
 
+class TracedGeneratorCoroutine(TracedCoroutine):
+    """The same for a generator that is awaitable by `types.coroutine`."""
+
+    def __iter__(self) -> TracedGeneratorCoroutine:
+        return self
+
+
 def _run(
     coroutine: Any,
     open_: Callable[[], OpenedSpan],
@@ -418,13 +431,19 @@ def _run(
     opened = open_()
     del open_  # it holds the arguments of the call
     try:
-        result = yield from coroutine.__await__()
+        result = yield from _steps_of(coroutine)
+        write(opened, result)
     except BaseException as error:
         if abandoned:
             opened.finish_as(ABANDONED)
         else:
             opened.finish(error)
         raise
-    write(opened, result)
     opened.finish(None)
     return result
+
+
+def _steps_of(coroutine: Any) -> Generator[Any, Any, Any]:
+    steps: Generator[Any, Any, Any]
+    steps = coroutine if isinstance(coroutine, GeneratorType) else coroutine.__await__()
+    return steps

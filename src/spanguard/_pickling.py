@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
-__all__ = ["asked_by_cloudpickle"]
+__all__ = ["Cloudpickle", "cloudpickle_asking"]
 
 
-def asked_by_cloudpickle() -> bool:
-    """Tell whether the caller's caller is cloudpickle.
+class Cloudpickle:
+    """One of the cloudpickles: the package, or a copy of it in joblib, Ray or Spark."""
+
+    __slots__ = ("_names",)
+
+    def __init__(self, names: dict[str, Any]) -> None:
+        self._names = names
+
+    def ships(self, module: str) -> bool:
+        """Tell whether it ships the code of a module's functions, in place of their names."""
+        registered = self._names.get("list_registry_pickle_by_value")
+        parents = {module.rsplit(".", n)[0] for n in range(module.count(".") + 1)}
+        return module == "__main__" or bool(registered and not parents.isdisjoint(registered()))
+
+
+def cloudpickle_asking() -> Cloudpickle | None:
+    """Return the cloudpickle that the caller's caller is, None for anybody else.
 
     Dask uses it, and joblib, Ray and Spark have copies of it in packages of their own. It takes
     whatever calls itself a function apart and ships its code, without what is wrapped around it.
     """
-    module = str(sys._getframe(2).f_globals.get("__name__", ""))
-    return "cloudpickle" in module
+    names = sys._getframe(2).f_globals
+    return Cloudpickle(names) if "cloudpickle" in str(names.get("__name__", "")) else None
