@@ -258,11 +258,17 @@ def test_a_job_that_runs_after_its_root_has_ended(
 def test_a_job_that_starts_after_its_root_has_ended(
     store: Store, spawned: ProcessPoolExecutor
 ) -> None:
-    with traced_span("root"):
+    """As in one process: test_late_work.py."""
+    with traced_span("root") as root:
         work = carry(jobs.job)
     assert [span.name for span in store.trace().data.spans] == ["root"]
     spawned.submit(work, 3).result(60)
-    assert_whole(store.trace(), [3])
+    origin, late = store.traces()
+    assert [span.name for span in origin.data.spans] == ["root"]
+    (job,) = named(late, "job")
+    assert job.parent_id is None
+    assert job.get_attribute("spanguard.lost_parent") == f"{root.trace_id}/{root.span_id}"
+    assert len(late.data.spans) == 2
 
 
 def test_a_worker_killed_in_the_middle_of_its_job(store: Store) -> None:

@@ -7,7 +7,6 @@ to the store before the work's result goes back: a worker may be gone a moment l
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import os
@@ -15,21 +14,27 @@ import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import Token
-from types import FunctionType, TracebackType
+from types import CodeType, FunctionType, TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
-from spanguard import _exit, _mlflow, _registry
+from spanguard import _exit, _mlflow, _registry, _store
 from spanguard._block import Block
 from spanguard._config import is_strict, strict_as_before, strict_here
-from spanguard._context import Ambient, Work, ambient_span
+from spanguard._context import Ambient, Origin, Work, ambient_span, origin_here
 from spanguard._findings import contained, settle
 from spanguard._generators import Recorder, TracedAsyncGenerator, TracedGenerator
 from spanguard._opened import left_behind_finding
 from spanguard._outcome import Outcome
 from spanguard._pickling import cloudpickle_asking
 from spanguard._registry import RemoteParent
-from spanguard._site import user_site
-from spanguard.exceptions import InvalidSpanArgumentError, TraceLostError
+from spanguard._site import Site, user_site
+from spanguard._tasks import Aside, in_event_loop
+from spanguard.exceptions import (
+    InvalidParentError,
+    InvalidSpanArgumentError,
+    SpanguardError,
+    TraceLostError,
+)
 
 __all__ = ["Attachment", "TraceContext", "capture", "carry"]
 
@@ -136,6 +141,22 @@ class TraceContext:
     def __bool__(self) -> bool:
         return self.traceparent is not None
 
+    @property
+    def _span(self) -> Any:
+        """OpenTelemetry's stand-in for the span; None where there is none."""
+        return None if self.traceparent is None else _mlflow.remote_span(self.traceparent)
+
+    @property
+    def _otel_trace_id(self) -> int:
+        return int(self.traceparent.split("-")[1], 16) if self.traceparent is not None else 0
+
+    @property
+    def _is_recorded(self) -> bool:
+        """Whether the span is one that MLflow records: it was not sampled out."""
+        if self.traceparent is None or self.trace_id is None:
+            return False
+        return bool(int(self.traceparent.split("-")[3], 16) & 1)
+
     def __repr__(self) -> str:
         return f"TraceContext(trace_id={self.trace_id!r}, traceparent={self.traceparent!r})"
 
@@ -145,8 +166,13 @@ class TraceContext:
         In a process that the span is not open in, the block's spans belong to its trace all the
         same, and traces go where they went there. At the block's end what was opened in it and
         left open is closed as an orphan, and the spans are handed to the store, which takes 5
-        seconds at most. Works with `async with` too. If the trace is over in this very process,
-        the block's spans start a trace of their own: a finished trace is not written to.
+        seconds at most. With `async with` other tasks run on meanwhile. Good for one block:
+        entering it again raises `RuntimeError`.
+
+        Work that begins after its trace has ended is a trace of its own, here and in other
+        processes, which ask the store: its root has a link to the span it comes from, and the
+        attribute `spanguard.lost_parent`; a warning tells it once. A context that was read from
+        headers continues its trace whatever has become of that.
 
         >>> import threading, spanguard
         >>> with spanguard.traced_span("job") as job:
@@ -258,54 +284,101 @@ def capture() -> TraceContext:
 
 
 class Attachment(Block[None]):
-    """The with-block of `TraceContext.attach`. Good for one block."""
+    """The with-block of `TraceContext.attach`. Good for one block.
+
+    `async with` waits for the store in a thread, and blocks no other task.
+
+    Args:
+        context: where to be.
+        hand_over: how to hand over what was recorded; by default the store is waited for.
+        about: the function that the block runs, if it is one: warnings name it.
+    """
 
     __slots__ = (
+        "_about",
         "_before",
         "_context",
         "_hand_over",
         "_has_destination",
+        "_is_entered",
+        "_late",
         "_remote",
         "_strict",
+        "_waits",
         "_work",
         "_work_before",
     )
 
     def __init__(
-        self, context: TraceContext, *, hand_over: Callable[[], object] | None = None
+        self,
+        context: TraceContext,
+        *,
+        hand_over: Callable[[], object] | None = None,
+        about: Callable[..., Any] | None = None,
     ) -> None:
         self._context = context
         self._hand_over = hand_over or _hand_over
+        self._waits = hand_over is None
+        self._about = about
+        self._is_entered = False
         self._has_destination = False
         self._strict: Token[bool | None] | None = None
         self._before: _mlflow.ActiveState | None = None
         self._remote: _RemoteWork | None = None
         self._work = Work()
+        self._late: _LateWork | None = None
 
     def __enter__(self) -> None:
+        self._begin()
+        arrival = _Arrival(self._context)
+        if arrival.takes_time:
+            asks = self._waits and not in_event_loop()
+            arrival.run(may_wait=_may_wait(), asks=asks)
+        else:
+            arrival.run()
+        self._attach(arrival)
+
+    async def __aenter__(self) -> None:
+        self._begin()
+        arrival = _Arrival(self._context)
+        if not arrival.takes_time:
+            arrival.run()
+        else:
+            may_wait = not ambient_span().get_span_context().is_valid
+            try:
+                await Aside(lambda: arrival.run(may_wait=may_wait, asks=self._waits)).done()
+            except BaseException:
+                arrival.give_up()
+                raise
+        self._attach(arrival)
+
+    def _begin(self) -> None:
+        if self._is_entered:
+            raise RuntimeError(
+                "This attachment has been entered before. Make a new one for each block: "
+                "with context.attach()."
+            )
+        self._is_entered = True
+
+    def _attach(self, arrival: _Arrival) -> None:
         context = self._context
+        self._has_destination = arrival.has_destination
+        if arrival.finding is not None:
+            settle([arrival.finding], strict=False, raised=None, site=self._site())
         self._work_before = self._work.begin_step()
         if context.strict is not None:
             self._strict = strict_here(context.strict)
         with contained("attaching a trace context"):
-            if context._origin == _process_token:
-                self._attach_here(context)
-            else:
-                self._attach_from_elsewhere(context)
+            if arrival.is_late:
+                self._late = _LateWork(context, self._site())
+            elif arrival.here is not None:
+                self._before = _mlflow.activate(arrival.here)
+            elif context.traceparent is not None and context.trace_id is not None:
+                self._remote = _RemoteWork(context)
 
-    def _attach_here(self, context: TraceContext) -> None:
-        active = context._local or _open_span(context)
-        self._before = _mlflow.activate(active if active is not None else _mlflow.INVALID_SPAN)
-
-    def _attach_from_elsewhere(self, context: TraceContext) -> None:
-        here = _open_span(context) if context else None
-        if here is not None:  # a service that calls itself
-            self._before = _mlflow.activate(here)
-            return
-        if context.tracking_uri is not None:
-            self._has_destination = _take_destination(context)
-        if context.traceparent is not None and context.trace_id is not None:
-            self._remote = _RemoteWork(context)
+    def _site(self) -> Site:
+        site = None if self._about is None else _site_of(self._about)
+        return site or user_site(3)
 
     def __exit__(
         self,
@@ -313,25 +386,166 @@ class Attachment(Block[None]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        remote, self._remote = self._remote, None
-        before, self._before = self._before, None
+        findings = self.leave()
         try:
-            with contained("leaving an attached trace context"):
-                if before is not None:
-                    before.restore()
-            if remote is not None:
-                remote.finish(exc, self._hand_over)
-            elif self._context._origin not in (None, _process_token):
-                _hand_over()
+            if self.has_more_to_do:
+                self.deliver()
         finally:
+            self.tell(findings, exc)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        findings = self.leave()
+        try:
+            if self.has_more_to_do:
+                await Aside(self.deliver).done()
+        finally:
+            self.tell(findings, exc)
+
+    def leave(self) -> list[SpanguardError]:
+        """Stop being elsewhere, close what was left open; return what was found wrong."""
+        before, self._before = self._before, None
+        findings: list[SpanguardError] = []
+        with contained("leaving an attached trace context"):
+            if before is not None:
+                before.restore()
+            if self._late is not None:
+                findings += self._late.leave()
+            if self._remote is not None:
+                findings += self._remote.leave()
+        if self._is_entered:
             # The work is over, though the pool's thread lives on.
             self._work.end_step(self._work_before, is_over=True)
+        return findings
+
+    @property
+    def has_more_to_do(self) -> bool:
+        """Whether there is something to deliver, which may wait for the store."""
+        return self._remote is not None or self._has_destination or self._is_for_elsewhere
+
+    @property
+    def _is_for_elsewhere(self) -> bool:
+        return self._is_entered and self._context._origin not in (None, _process_token)
+
+    def deliver(self) -> None:
+        """Hand over what was recorded for elsewhere, in any thread."""
+        remote, self._remote = self._remote, None
+        try:
+            if remote is not None:
+                remote.deliver(self._hand_over)
+            elif self._is_for_elsewhere:
+                _hand_over()
+        finally:
             if self._has_destination:
                 self._has_destination = False
                 _leave_destination()
-            token, self._strict = self._strict, None
-            if token is not None:
-                strict_as_before(token)
+
+    def tell(self, findings: list[SpanguardError], raised: BaseException | None) -> None:
+        """Raise or warn of what was found, by the strictness that was attached."""
+        strict = is_strict()
+        token, self._strict = self._strict, None
+        if token is not None:
+            strict_as_before(token)
+        if findings:
+            settle(findings, strict=strict, raised=raised, site=user_site(2))
+
+
+class _Arrival:
+    """What is to be found out before work begins: it may have to wait, for others or the store."""
+
+    __slots__ = (
+        "_context",
+        "_is_done",
+        "_is_given_up",
+        "_lock",
+        "finding",
+        "has_destination",
+        "here",
+        "is_late",
+    )
+
+    def __init__(self, context: TraceContext) -> None:
+        self._context = context
+        self._lock = threading.Lock()
+        self._is_done = self._is_given_up = False
+        self.has_destination = False
+        self.finding: TraceLostError | None = None
+        self.here: Any = None  # what is to be active
+        self.is_late = False  # the trace is over
+
+    @property
+    def takes_time(self) -> bool:
+        """Whether it may have to wait."""
+        return self._context._origin not in (None, _process_token)
+
+    def run(self, *, may_wait: bool = False, asks: bool = False) -> None:
+        """Find out; `asks`: also of the store, whether a trace of another process is over."""
+        with contained("finding the place of carried work"):
+            if self._context._origin == _process_token:
+                self._find_here()
+            else:
+                self._find_from_elsewhere(may_wait, asks)
+        with self._lock:
+            self._is_done = True
+            if self._is_given_up:
+                self._undo()
+
+    def give_up(self) -> None:
+        """Take back what was found, now or as soon as it is."""
+        with self._lock:
+            self._is_given_up = True
+            if self._is_done:
+                self._undo()
+
+    def _undo(self) -> None:
+        if self.has_destination:
+            self.has_destination = False
+            _leave_destination()
+
+    def _find_here(self) -> None:
+        context = self._context
+        self.here = _standing_span(context) or _open_span(context)
+        if self.here is None:
+            self.is_late = context._is_recorded
+            # Without a span there, none here either; of what was sampled out, nothing.
+            self.here = context._local or context._span or _mlflow.INVALID_SPAN
+
+    def _find_from_elsewhere(self, may_wait: bool, asks: bool) -> None:
+        context = self._context
+        self.here = _open_span(context)  # of a service that calls itself
+        if self.here is not None:
+            return
+        if context.tracking_uri is not None:
+            self.finding = _take_destination(context, may_wait)
+            self.has_destination = self.finding is None
+        # What headers name is continued, as W3C has it: another service is still at work.
+        if context._is_recorded and context._origin is not None:
+            self.is_late = _is_over(context, asks)
+
+
+def _is_over(context: TraceContext, asks: bool) -> bool:
+    """Tell whether the trace of another process is over, as far as that is known here."""
+    if _registry.has_just_ended(context._otel_trace_id):
+        return True
+    if not asks:
+        return False
+    _exit.listen()  # MLflow opens the store with its first span, which may take longer
+    trace_id = cast(str, context.trace_id)
+    looking = "looking up the trace that work was carried from"
+    return bool(_store.ask(looking, lambda: _mlflow.has_ended_in_store(trace_id)))
+
+
+def _standing_span(context: TraceContext) -> Any:
+    """Return the captured span itself, or what stands for it, while it is open in its trace."""
+    active = context._local
+    if active is None or _mlflow.has_ended(active):
+        return None
+    span_context = active.get_span_context()
+    return active if span_context.trace_id == context._otel_trace_id else None
 
 
 def _open_span(context: TraceContext) -> Any:
@@ -355,31 +569,29 @@ _destination = threading.Condition()
 _jobs = 0  # that count on the URI as it is
 
 
-def _take_destination(context: TraceContext) -> bool:
+def _take_destination(context: TraceContext, may_wait: bool) -> TraceLostError | None:
     """Send traces where they go in the process that a context comes from, until it is left.
 
-    Jobs for another store are waited for, 5 seconds at most. False, with a warning, where traces
-    go on to another store: a change of the URI would lose every trace that is open here.
+    Jobs for another store are waited for, where that may be, 5 seconds at most. A finding, where
+    traces go on to another store: a change of the URI would lose every trace that is open here.
     """
     global _jobs
     uri = cast(str, context.tracking_uri)
     with _destination:
-        if _may_wait():
+        if may_wait:
             _destination.wait_for(
                 lambda: not _jobs or _mlflow.tracking_uri() == uri, HAND_OVER_SECONDS
             )
         if _mlflow.tracking_uri() == uri or not (_jobs or _registry.open_entries()):
             _mlflow.adopt_destination(uri, context.experiment_id)
             _jobs += 1
-            return True
-    lost = TraceLostError(
+            return None
+    return TraceLostError(
         "A carried call comes from a process with another tracking URI, and spans of this "
         "process are open: its spans go to this process's own store. Give both processes the "
         "same tracking URI.",
         trace_id=context.trace_id,
     )
-    settle([lost], strict=False, raised=None, site=user_site(2))
-    return False
 
 
 def _leave_destination() -> None:
@@ -391,8 +603,7 @@ def _leave_destination() -> None:
 
 def _may_wait() -> bool:
     """Tell whether the jobs that would be waited for can go on meanwhile."""
-    in_event_loop = asyncio._get_running_loop() is not None
-    return not in_event_loop and not ambient_span().get_span_context().is_valid
+    return not in_event_loop() and not ambient_span().get_span_context().is_valid
 
 
 class _RemoteWork:
@@ -416,22 +627,57 @@ class _RemoteWork:
         self._ambient.stand_in.entry = self._parent
         self._ambient.enter()
 
-    def finish(self, raised: BaseException | None, hand_over: Callable[[], object]) -> None:
-        """Close what is left, hand over what was recorded, and stop standing for the span."""
-        closed = []
-        with contained("leaving the work for another process"):
-            closed = _registry.close_descendants(self._parent)
-            self._parent.ended = True
-            self._ambient.stand_in.fall_back()
-            self._ambient.leave()
+    def leave(self) -> list[SpanguardError]:
+        """Close what is left, and stop standing for the span; return what was found."""
+        closed = _registry.close_descendants(self._parent)
+        self._parent.ended = True
+        self._ambient.stand_in.fall_back()
+        self._ambient.leave()
+        return left_behind_finding(closed)
+
+    def deliver(self, hand_over: Callable[[], object]) -> None:
+        """Hand over what was recorded, and let go of the trace."""
         if self._recorded:
             with contained("handing over the spans of another process's trace"):
                 hand_over()
             with contained("letting go of another process's trace"):
                 _mlflow.release_remote_trace(self._otel_trace_id)
-        findings = left_behind_finding(closed)
-        if findings:
-            settle(findings, strict=None, raised=raised, site=user_site(3))
+
+
+class _LateWork:
+    """Work that begins after the trace it was carried from has ended: in a trace of its own."""
+
+    __slots__ = ("_before", "_origin", "_origin_before", "_site")
+
+    def __init__(self, context: TraceContext, site: Site) -> None:
+        self._site = site
+        traceparent = cast(str, context.traceparent)
+        self._origin = Origin(cast(str, context.trace_id), traceparent.split("-")[2])
+        self._before = _mlflow.activate(_mlflow.INVALID_SPAN)
+        self._origin_before = origin_here.get()
+        origin_here.set(self._origin)
+
+    def leave(self) -> list[SpanguardError]:
+        """Be where one was before; return what is to be told, if spans were recorded."""
+        self._before.restore()
+        if origin_here.get() is self._origin:
+            origin_here.set(self._origin_before)
+        if self._origin.has_followers:
+            with contained("telling of work that began after its trace had ended"):
+                self._tell()
+        return []
+
+    def _tell(self) -> None:
+        origin = self._origin
+        late = InvalidParentError(
+            f"Work that was carried from span {origin.span_id} began after its trace "
+            f"{origin.trace_id} had ended; it is a trace of its own, with a link to that span. "
+            "End the trace after the work that it starts, if it is to be one.",
+            span_id=origin.span_id,
+            trace_id=origin.trace_id,
+        )
+        # Never an error: the work cannot know, and the trace is readable.
+        settle([late], strict=False, raised=None, site=self._site)
 
 
 def _hand_over() -> None:
@@ -451,8 +697,11 @@ class Carried:
         self._function = function
         self._context = context
 
+    def _attachment(self) -> Attachment:
+        return Attachment(self._context, about=self._function)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self._context.attach():
+        with self._attachment():
             return self._function(*args, **kwargs)
 
     def __reduce__(self) -> Any:
@@ -478,7 +727,7 @@ class CarriedCoroutineFunction(Carried):
     """The same for coroutine functions: the span is ambient while the coroutine runs."""
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        async with self._context.attach():
+        async with self._attachment():
             return await cast("Awaitable[Any]", self._function(*args, **kwargs))
 
 
@@ -486,7 +735,7 @@ class CarriedGeneratorFunction(Carried):
     """The same for generator functions: the span is ambient while the body runs, step by step."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        recorder = Recorder(lambda: _AttachedBody(self._context))
+        recorder = Recorder(lambda: _AttachedBody(self._attachment()))
         return TracedGenerator(self._function(*args, **kwargs), recorder)
 
 
@@ -494,8 +743,8 @@ class CarriedAsyncGeneratorFunction(Carried):
     """The same for async generator functions."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        recorder = Recorder(lambda: _AttachedBody(self._context))
-        return TracedAsyncGenerator(self._function(*args, **kwargs), recorder)
+        body = _AttachedAsyncBody(self._attachment())
+        return _CarriedAsyncGenerator(self._function(*args, **kwargs), body)
 
 
 class _AttachedBody:
@@ -503,15 +752,75 @@ class _AttachedBody:
 
     __slots__ = ("_attachment",)
 
-    def __init__(self, context: TraceContext) -> None:
-        self._attachment = context.attach()
-        self._attachment.__enter__()
+    def __init__(self, attachment: Attachment) -> None:
+        self._attachment = attachment
+        attachment.__enter__()
 
     def finish(self, raised: BaseException | None) -> None:
         self._attachment.__exit__(None if raised is None else type(raised), raised, None)
 
     def finish_as(self, outcome: Outcome) -> None:
         self.finish(None)
+
+
+class _AttachedAsyncBody:
+    """The same for an async generator, which must not wait for the store where it ends."""
+
+    __slots__ = ("_attachment", "_delivery")
+
+    def __init__(self, attachment: Attachment) -> None:
+        self._attachment = attachment
+        self._delivery: Aside | None = None
+
+    def open(self) -> _AttachedAsyncBody:
+        self._attachment.__enter__()
+        return self
+
+    def finish(self, raised: BaseException | None) -> None:
+        findings = self._attachment.leave()
+        if self._attachment.has_more_to_do:
+            self._delivery = Aside(self._attachment.deliver)
+        self._attachment.tell(findings, raised)
+
+    def finish_as(self, outcome: Outcome) -> None:
+        self.finish(None)
+
+    async def delivered(self) -> None:
+        """Wait for the store, where the body has ended."""
+        delivery, self._delivery = self._delivery, None
+        if delivery is not None:
+            await delivery.done()
+
+
+class _CarriedAsyncGenerator(TracedAsyncGenerator):
+    """An async generator that waits for the store, at its end, as its last step does."""
+
+    def __init__(self, generator: Any, body: _AttachedAsyncBody) -> None:
+        super().__init__(generator, Recorder(body.open))
+        self._self_body = body
+
+    async def _self_step(self, step: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return await super()._self_step(step, *args)
+        finally:
+            await self._self_body.delivered()
+
+    async def aclose(self) -> None:
+        try:
+            await super().aclose()
+        finally:
+            await self._self_body.delivered()
+
+
+def _site_of(function: Any) -> Site | None:
+    """Return the `def` line of a function, as there may be no frame of the user's to name."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    for candidate in (inspect.unwrap(function), inspect.unwrap(type(function).__call__)):
+        code = getattr(candidate, "__code__", None)
+        if isinstance(code, CodeType):
+            return Site(code, code.co_firstlineno)
+    return None
 
 
 def carry(fn: Callable[P, R]) -> Callable[P, R]:

@@ -8,7 +8,6 @@ of writing into a finished trace, which MLflow would make unreadable.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import weakref
 from contextvars import ContextVar
@@ -17,19 +16,27 @@ from typing import Any, cast
 from spanguard import _mlflow
 from spanguard._config import context_strict
 from spanguard._mlflow import OtelSpan
+from spanguard._tasks import is_over, running_task
 
 __all__ = [
+    "LOST_PARENT",
     "Ambient",
     "AmbientMark",
     "BodyContext",
+    "Origin",
     "OverlappingAmbient",
     "StandIn",
     "Strand",
     "Work",
     "ambient_span",
+    "origin_here",
     "other_span",
     "pushed",
 ]
+
+
+# The attribute that names a parent which was asked for and could not be had.
+LOST_PARENT = "spanguard.lost_parent"
 
 
 class StandIn:
@@ -199,6 +206,26 @@ class AmbientMark:
 pushed: ContextVar[Any] = ContextVar("spanguard_pushed", default=None)
 
 
+class Origin:
+    """The span that work was carried from, whose trace is over: its traces are linked to it."""
+
+    __slots__ = ("has_followers", "span_id", "trace_id")
+
+    def __init__(self, trace_id: str, span_id: str) -> None:
+        self.trace_id = trace_id
+        self.span_id = span_id
+        self.has_followers = False
+
+    def follow(self, root: OtelSpan) -> None:
+        """Link a root to the span, and say so in an attribute: not every MLflow has links."""
+        self.has_followers = True
+        _mlflow.write_plain(root, {LOST_PARENT: f"{self.trace_id}/{self.span_id}"})
+        _mlflow.link(root, self.trace_id, self.span_id)
+
+
+origin_here: ContextVar[Origin | None] = ContextVar("spanguard_origin", default=None)
+
+
 class Work:
     """A stretch of code that has a strand of its own in the thread or task that runs it.
 
@@ -236,9 +263,7 @@ class Strand:
 
     def __init__(self) -> None:
         self.thread = threading.current_thread()
-        # Not current_task() alone: without a loop it raises, ten times as slow.
-        loop = asyncio._get_running_loop()
-        task = asyncio.current_task(loop) if loop is not None else None
+        task = running_task()
         self._task = weakref.ref(task) if task is not None else None
         work = _work.get()
         # A thread or task that was started in the work has a copy of the context, and is another.
@@ -264,7 +289,7 @@ class Strand:
             return True
         task = self._task() if self._task is not None else None
         if self._task is not None:
-            return task is None or task.done()
+            return task is None or is_over(task)
         return not self.thread.is_alive()
 
 
@@ -285,7 +310,6 @@ class BodyContext:
         "_body_variables",
         "_consumer",
         "_consumer_variables",
-        "_consumer_work",
         "work",
     )
 
@@ -296,8 +320,8 @@ class BodyContext:
 
     def __enter__(self) -> None:
         self._consumer = _mlflow.active_state()
-        self._consumer_variables = (pushed.get(), context_strict.get(), _body_here.get())
-        self._consumer_work = self.work.begin_step()
+        self._consumer_variables = _variables()
+        self.work.begin_step()
         if self._body is not None:
             self._body.restore()
             _set_variables(*self._body_variables)
@@ -308,14 +332,20 @@ class BodyContext:
             # The collector closes a step that was never finished, in whatever context it runs:
             # what is active there is not the step's to change.
             return
-        self._body_variables = (pushed.get(), context_strict.get(), self)
+        self._body_variables = _variables()
         self._body = _mlflow.active_state()  # after what goes with it: see __enter__
-        self.work.end_step(self._consumer_work, is_over=False)
         self._consumer.restore()
         _set_variables(*self._consumer_variables)
 
 
-def _set_variables(innermost: Any, strict: bool | None, body: BodyContext | None) -> None:
+def _variables() -> tuple[Any, bool | None, Work | None, BodyContext | None]:
+    return pushed.get(), context_strict.get(), _work.get(), _body_here.get()
+
+
+def _set_variables(
+    innermost: Any, strict: bool | None, work: Work | None, body: BodyContext | None
+) -> None:
     pushed.set(innermost)
     context_strict.set(strict)
+    _work.set(work)
     _body_here.set(body)

@@ -834,6 +834,7 @@ def _optional(module: str, name: str) -> Any:
 _encoder = _optional("mlflow.tracing.utils", "TraceJSONEncoder") or _PlainEncoder
 _user_context = _optional("mlflow.tracing.context", "_USER_TRACE_CONTEXT")  # 3.10 has none
 _make_trace_id = _optional("mlflow.tracing.utils", "generate_mlflow_trace_id_from_otel_trace_id")
+_link_type = _optional("mlflow.entities", "Link")  # MLflow 3.10 has none
 _attachment = _optional("mlflow.tracing.attachments", "Attachment")  # MLflow 3.10 has none
 
 
@@ -977,15 +978,24 @@ def knows_trace(otel_trace_id: int) -> bool:
 
 def trace_exists(trace_id: str) -> bool:
     """Ask the store for a trace, readable or not. May block as long as MLflow's retries do."""
+    return _stored_info(trace_id) is not None
+
+
+def has_ended_in_store(trace_id: str) -> bool:
+    """Ask the store whether a trace has its root, ended. May block as `trace_exists` does."""
+    info = _stored_info(trace_id)
+    return info is not None and info.state in (TraceState.OK, TraceState.ERROR)
+
+
+def _stored_info(trace_id: str) -> TraceInfo | None:
     try:
         # Not the public get_trace(): its None may as well mean that the store does not answer,
         # or that the trace is there and cannot be read.
-        TracingClient().store.get_trace_info(trace_id)
+        return cast(TraceInfo, TracingClient().store.get_trace_info(trace_id))
     except mlflow.MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"):
-            return False
+            return None
         raise
-    return True
 
 
 # -- a trace that another process began --------------------------------------------------------
@@ -1048,6 +1058,14 @@ def mlflow_trace_id_of(otel_trace_id: int) -> str:
     if _make_trace_id is None:
         return f"tr-{otel_trace_id:032x}"
     return str(_make_trace_id(otel_trace_id))
+
+
+def link(otel: Any, trace_id: str, span_id: str) -> None:
+    """Link a span that has just started to one of another trace, where MLflow has links."""
+    own_id = mlflow_trace_id(otel)
+    live = live_span(own_id, f"{otel.context.span_id:016x}") if own_id else None
+    if live is not None and _link_type is not None:
+        live.add_link(_link_type(trace_id, span_id))
 
 
 _remote_lock = threading.Lock()

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from spanguard import _mlflow, _record
-from spanguard._context import StandIn, Strand
+from spanguard._context import StandIn, Strand, origin_here
 from spanguard._dropped import forget_put_aside, put_aside
 from spanguard._encounters import Encounters
 from spanguard._findings import contained, internal_error, settle
@@ -309,6 +309,10 @@ def note_start(span: Any, parent_context: Any = None) -> None:
     for sites in heard:
         sites[span_id] = entry.site
     _open[span_id] = entry
+    if parent is None:
+        origin = origin_here.get()
+        if origin is not None:
+            origin.follow(span)
     if parent_entry is not None:
         _adopt(parent_entry, entry)
     elif parent is None or parent.is_remote:

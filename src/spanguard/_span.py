@@ -13,7 +13,7 @@ from mlflow.entities import LiveSpan
 from spanguard import _exit, _experiments, _mlflow, _record, _registry, _trace_ids
 from spanguard._block import Block
 from spanguard._config import is_strict
-from spanguard._context import ambient_span
+from spanguard._context import LOST_PARENT, ambient_span
 from spanguard._dropped import do_put_aside, is_anything_put_aside
 from spanguard._findings import contained, internal_error, settle
 from spanguard._opened import OpenedSpan
@@ -26,8 +26,6 @@ from spanguard._site import user_site
 from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError, SpanguardWarning
 
 __all__ = ["current_span", "open_span", "traced_span"]
-
-LOST_PARENT = "spanguard.lost_parent"
 
 
 def open_span(
