@@ -13,13 +13,12 @@ import os
 import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextvars import Token
 from types import CodeType, FunctionType, TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
 from spanguard import _exit, _mlflow, _registry, _store
 from spanguard._block import Block
-from spanguard._config import is_strict, strict_as_before, strict_here
+from spanguard._config import StrictSetting, is_strict, strict_as_before, strict_here
 from spanguard._context import Ambient, Origin, Work, ambient_span, origin_here
 from spanguard._findings import contained, settle
 from spanguard._generators import Recorder, TracedAsyncGenerator, TracedGenerator
@@ -322,7 +321,7 @@ class Attachment(Block[None]):
         self._about = about
         self._is_entered = False
         self._has_destination = False
-        self._strict: Token[bool | None] | None = None
+        self._strict: StrictSetting | None = None
         self._before: _mlflow.ActiveState | None = None
         self._remote: _RemoteWork | None = None
         self._work = Work()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
-from contextvars import ContextVar, Token
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any, cast
+
+from spanguard._settings import Mark, Setting, innermost
 
 __all__ = [
     "EXIT_SECONDS",
@@ -16,7 +17,6 @@ __all__ = [
     "MAX_VALUE_CHARS",
     "LONGEST_WAIT",
     "Limits",
-    "context_strict",
     "current_limits",
     "is_strict",
     "limits",
@@ -66,78 +66,66 @@ def waiting_time(seconds: object) -> float | None:
 # -- strictness ------------------------------------------------------------------------------
 
 
-class StrictSetting:
-    """What `strict()` returns: already in force, and a with-block that takes it back."""
+class StrictSetting(Setting):
+    """What `strict()` returns: in force for the process, or a with-block."""
 
     def __init__(self, enabled: bool) -> None:
-        global _process_setting
         self.enabled = enabled
-        self._previous = _process_setting
-        self._token: Token[bool | None] | None = None
-        _process_setting = self
+
+    def _apply(self) -> None:
+        global _process_setting
+        _process_setting = Mark(self, {"enabled": self.enabled}, _process_setting)
+
+    def _withdraw(self) -> None:
+        global _process_setting
+        if _process_setting is not None:
+            _process_setting = _process_setting.without(self)
 
     def __enter__(self) -> StrictSetting:
-        # Used as a block: what the call has just set for the process moves into the context,
-        # so that a block in one request does not make its neighbours strict.
-        global _process_setting
-        if _process_setting is self:
-            _process_setting = self._previous
-        self._token = strict_here(self.enabled)
+        super().__enter__()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._token is not None:
-            strict_as_before(self._token)
-            self._token = None
 
-
-_process_setting: StrictSetting | None = None
-context_strict: ContextVar[bool | None] = ContextVar("spanguard_strict", default=None)
+_process_setting: Mark | None = None
 
 
 def strict(enabled: bool = True) -> StrictSetting:
     """Make broken rules raise, for the whole process or for one block.
 
     Called plainly it sets strictness for the process. Used as a with-block it holds for that
-    block in this context (thread or task) only, and restores what was before. A `strict=`
-    argument wins over both; the environment variable `SPANGUARD_STRICT=1` is the default
-    under both. A strict error is raised after everything is closed and recorded, and never in
-    place of an exception of yours.
+    block in this context (thread or task) only, from its first instruction to its last, and no
+    other thread ever sees it. A `strict=` argument wins over both; the environment variable
+    `SPANGUARD_STRICT=1` is the default under both. A strict error is raised after everything is
+    closed and recorded, and never in place of an exception of yours.
 
     >>> import spanguard
     >>> with spanguard.strict():
     ...     pass
     """
-    return StrictSetting(bool(enabled))
+    setting = StrictSetting(bool(enabled))
+    setting.called_from(sys._getframe(1))
+    return setting
 
 
-def strict_here(enabled: bool) -> Token[bool | None]:
+def strict_here(enabled: bool) -> StrictSetting:
     """Set strictness in this context; `strict_as_before` takes it back."""
-    return context_strict.set(enabled)
+    return StrictSetting(enabled).__enter__()
 
 
-def strict_as_before(token: Token[bool | None]) -> None:
+def strict_as_before(setting: StrictSetting) -> None:
     """Take back what `strict_here` has set. In another context, which never saw it: nothing."""
-    try:
-        context_strict.reset(token)
-    except ValueError:
-        pass
+    setting.__exit__(None, None, None)
 
 
 def is_strict(override: bool | None = None) -> bool:
     """Tell whether a broken rule raises here: argument, block, process, environment, in order."""
     if override is not None:
         return bool(override)
-    in_context = context_strict.get()
-    if in_context is not None:
-        return in_context
+    block = innermost(StrictSetting)
+    if block is not None:
+        return block.enabled
     if _process_setting is not None:
-        return _process_setting.enabled
+        return bool(_process_setting.values["enabled"])
     return os.environ.get(STRICT_VARIABLE, "").strip().lower() in {"1", "true", "yes", "on"}
 
 
@@ -155,32 +143,46 @@ class Limits:
     outlive_seconds: float = OUTLIVE_SECONDS
 
 
-class LimitsSetting:
-    """What `limits()` returns: already in force, and a with-block that takes it back."""
+class LimitsSetting(Setting):
+    """What `limits()` returns: in force for the process, or a with-block."""
 
-    def __init__(self, new: Limits) -> None:
-        global _limits
-        self._previous = _limits
-        self.limits = _limits = new
+    def __init__(self, changes: dict[str, Any]) -> None:
+        self._changes = changes
+        self.limits = replace(current_limits(), **changes)
+
+    def _apply(self) -> None:
+        _set_process_limits(Mark(self, self._changes, _process_limits))
+
+    def _withdraw(self) -> None:
+        if _process_limits is not None:
+            _set_process_limits(_process_limits.without(self))
 
     def __enter__(self) -> Limits:
+        global _has_blocks
+        super().__enter__()
+        self.limits = replace(current_limits(), **self._changes)
+        _has_blocks = True
         return self.limits
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        global _limits
-        _limits = self._previous
+
+def _set_process_limits(mark: Mark | None) -> None:
+    global _limits, _process_limits
+    _process_limits = mark
+    _limits = Limits(**(mark.all_values() if mark is not None else {}))
 
 
+_process_limits: Mark | None = None
 _limits = Limits()
+# Whether a block was ever entered: who enters none pays nothing for them.
+_has_blocks = False
 
 
 def current_limits() -> Limits:
-    """Return the caps in force."""
+    """Return the caps in force here."""
+    if _has_blocks:
+        block = innermost(LimitsSetting)
+        if block is not None:
+            return block.limits
     return _limits
 
 
@@ -192,7 +194,7 @@ def limits(
     exit_seconds: float | None = None,
     outlive_seconds: float | None = None,
 ) -> LimitsSetting:
-    """Set the caps of this process; as a with-block, restore the former ones at its end.
+    """Set the caps of this process; as a with-block, those of this thread or task for its length.
 
     Args:
         value_chars: characters that one payload may hold; the rest is cut and counted.
@@ -225,4 +227,6 @@ def limits(
             if not isinstance(seconds, (int, float)) or not seconds >= 0:
                 raise ValueError(f"{name} must be a number of seconds, not {seconds!r}")
             changes[name] = min(seconds, LONGEST_WAIT)
-    return LimitsSetting(replace(_limits, **changes))
+    setting = LimitsSetting(changes)
+    setting.called_from(sys._getframe(1))
+    return setting

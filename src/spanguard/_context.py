@@ -14,8 +14,8 @@ from contextvars import ContextVar
 from typing import Any, cast
 
 from spanguard import _mlflow
-from spanguard._config import context_strict
 from spanguard._mlflow import OtelSpan
+from spanguard._settings import context_settings
 from spanguard._tasks import is_over, running_task
 
 __all__ = [
@@ -338,14 +338,14 @@ class BodyContext:
         _set_variables(*self._consumer_variables)
 
 
-def _variables() -> tuple[Any, bool | None, Work | None, BodyContext | None]:
-    return pushed.get(), context_strict.get(), _work.get(), _body_here.get()
+def _variables() -> tuple[Any, tuple[Any, ...], Work | None, BodyContext | None]:
+    return pushed.get(), context_settings.get(), _work.get(), _body_here.get()
 
 
 def _set_variables(
-    innermost: Any, strict: bool | None, work: Work | None, body: BodyContext | None
+    innermost: Any, settings: tuple[Any, ...], work: Work | None, body: BodyContext | None
 ) -> None:
     pushed.set(innermost)
-    context_strict.set(strict)
+    context_settings.set(settings)
     _work.set(work)
     _body_here.set(body)

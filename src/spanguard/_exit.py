@@ -115,6 +115,13 @@ def flush(timeout: float | None = 30.0) -> bool:
     return delivery.is_stored
 
 
+def store_or_say(seconds: float) -> None:
+    """Do what `flush` does where no line of the user's could be warned at: the log says it."""
+    complaint = _deliver(seconds).complaint
+    if complaint is not None:
+        logger.warning("%s", complaint)
+
+
 @dataclass(frozen=True)
 class Delivery:
     """Whether everything that had ended is stored; if not, what to say about it, once."""

@@ -116,7 +116,7 @@ class _Handler:
         with self._turn:
             self._has_closed.set()
             raise_again = self._raise_again
-        _exit.flush(current_limits().exit_seconds)
+        _exit.store_or_say(current_limits().exit_seconds)
         if raise_again:
             os.kill(os.getpid(), self._number)
 

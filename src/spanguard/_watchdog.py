@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from types import TracebackType
 from spanguard import _exit, _registry
 from spanguard._findings import contained, logger, warn_once
 from spanguard._registry import Entry
+from spanguard._settings import Mark, Setting, context_settings, innermost
 from spanguard.exceptions import SpanOpenTooLongWarning
 
 __all__ = ["watch"]
@@ -90,14 +92,33 @@ def _tell_of(due: Sequence[Entry], seconds: float) -> None:
             pass
 
 
-class WatchSetting:
-    """What `watch()` returns: already in force, and a with-block that takes it back."""
+class WatchSetting(Setting):
+    """What `watch()` returns: in force for the process, or a with-block."""
+
+    _can_wait = False  # it starts and stops a thread
 
     def __init__(self, seconds: float | None) -> None:
         self.open_longer_than = seconds
-        self._previous = _switch_to(seconds)
+        self.outer: WatchSetting | None = None
+
+    def _apply(self) -> None:
+        global _process_setting
+        with _lock:
+            _process_setting = Mark(self, {"seconds": self.open_longer_than}, _process_setting)
+            _start_or_stop()
+
+    def _withdraw(self) -> None:
+        global _process_setting
+        with _lock:
+            if _process_setting is not None:
+                _process_setting = _process_setting.without(self)
 
     def __enter__(self) -> WatchSetting:
+        self.outer = innermost(WatchSetting)
+        super().__enter__()
+        with _lock:
+            _blocks.append(self)
+            _start_or_stop()
         return self
 
     def __exit__(
@@ -106,20 +127,39 @@ class WatchSetting:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _switch_to(self._previous)
+        super().__exit__(exc_type, exc, traceback)
+        with _lock:
+            if self in _blocks:
+                _blocks.remove(self)
+            _start_or_stop()
 
 
-def _switch_to(seconds: float | None) -> float | None:
-    """Stop the watchdog there is, start one with this limit, return the limit there was."""
+_process_setting: Mark | None = None
+_blocks: list[WatchSetting] = []  # entered and not left, in all threads and tasks
+
+
+def _limit_in_force() -> float | None:
+    """Return the shortest limit of the innermost blocks; the process's where there are none."""
+    if not _blocks:
+        return _process_setting.values["seconds"] if _process_setting is not None else None
+    outer = [id(block.outer) for block in _blocks]
+    limits = [block.open_longer_than for block in _blocks if id(block) not in outer]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _start_or_stop() -> None:
+    """Let one watchdog run, with the limit in force, or none. Call it with the lock held."""
     global _watchdog
-    with _lock:
-        former, _watchdog = _watchdog, None
-        if former is not None:
-            former.stop()
-        if seconds is not None:
-            with contained("starting the watchdog"):
-                _watchdog = Watchdog(seconds)
-    return former.seconds if former is not None else None
+    seconds = _limit_in_force()
+    former = _watchdog
+    if (former.seconds if former is not None else None) == seconds:
+        return
+    if former is not None:
+        former.stop()
+    _watchdog = None
+    if seconds is not None:
+        with contained("starting the watchdog"):
+            _watchdog = Watchdog(seconds)
 
 
 def watch(open_longer_than: float | None) -> WatchSetting:
@@ -128,7 +168,8 @@ def watch(open_longer_than: float | None) -> WatchSetting:
     Off by default. Spans of all threads and tasks are watched, whichever API opened them. Each
     is told of once: a line in the log of the logger `spanguard`, with the line of code that
     opened it, and a `SpanOpenTooLongWarning` at that line, once per line. The spans stay open.
-    `watch(None)` turns it off; as a with-block it restores at its end what was before. A daemon
+    `watch(None)` turns it off. As a with-block it is in force for the length of the block; where
+    several threads or tasks are in such blocks, the shortest of their limits is. A daemon
     thread sleeps until a span is due: it costs the spans nothing and never delays the exit. A
     forked child watches its own spans.
 
@@ -150,7 +191,9 @@ def watch(open_longer_than: float | None) -> WatchSetting:
             )
         with contained("starting to hear of spans"):
             _exit.listen()
-    return WatchSetting(open_longer_than)
+    setting = WatchSetting(open_longer_than)
+    setting.called_from(sys._getframe(1))
+    return setting
 
 
 def _start_afresh_in_child() -> None:
@@ -158,9 +201,10 @@ def _start_afresh_in_child() -> None:
     global _lock, _told_until, _watchdog
     _lock = threading.Lock()  # another thread of the parent may have held it
     _told_until = -math.inf
-    if _watchdog is not None:
-        with contained("starting the watchdog in a forked child"):
-            _watchdog = Watchdog(_watchdog.seconds)
+    # Blocks of the parent's other threads are nobody's to leave here.
+    _blocks[:] = [block for block in _blocks if block in context_settings.get()]
+    _watchdog = None
+    _start_or_stop()
 
 
 if hasattr(os, "register_at_fork"):
