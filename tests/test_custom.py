@@ -487,10 +487,10 @@ def test_a_custom_trace_carries_its_id_everywhere(
 ) -> None:
     manager = CustomTraceManager(client)
     if how == "block":
-        with manager.custom_trace("ada", "checkout", custom_trace_id="order-42", tags="mine") as s:
+        with manager.custom_trace("ada", "checkout", custom_trace_id="order-42", rows=3) as s:
             s.set_outputs("paid")
     else:
-        manager.start_custom_trace("ada", "checkout", custom_trace_id="order-42", tags="mine")
+        manager.start_custom_trace("ada", "checkout", custom_trace_id="order-42", rows=3)
         manager.end_custom_trace("order-42", outputs="paid")
     trace = store.trace()
     (root,) = trace.data.spans
@@ -504,7 +504,7 @@ def test_a_custom_trace_carries_its_id_everywhere(
         "custom_trace_id": "order-42",
         "user_id": "ada",
         "operation": "checkout",
-        "tags": "mine",  # an attribute like any other, whatever traced_span takes
+        "rows": 3,
     }
     for filter_string in (
         "tags.custom_trace_id = 'order-42'",

@@ -15,8 +15,17 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast, overload
 from spanguard import _record
 from spanguard._carry import carry
 from spanguard._findings import contained, settle
+from spanguard._given import (
+    attribute_of,
+    is_raised_as,
+    is_the_users,
+    kind_of,
+    text_of,
+    truth_of,
+    whole_number_of,
+)
 from spanguard._outcome import describe, stack_trace
-from spanguard._payload import clean_text
+from spanguard._payload import clean_text, safe_repr
 from spanguard._request import SpanRequest
 from spanguard._site import user_site
 from spanguard._span import open_span, traced_span
@@ -302,7 +311,7 @@ class _Batch:
         error = ended.error
         if error is not None and ended.trace is not None and error.__cause__ is None:
             error.__cause__ = _WorkerTraceback(ended.trace)
-        expected = isinstance(error, Exception) and isinstance(error, self._job.expected)
+        expected = isinstance(error, Exception) and is_raised_as(error, self._job.expected)
         self._settle(ItemOutcome(index, ended.result, error, error is None or expected))
 
     def _lose(self, index: int, name: str, item: Any, error: BaseException) -> None:
@@ -403,8 +412,8 @@ def trace_batch(
     batch = _Batch(
         _Job(fn, kinds, strict),
         executor,
-        max_in_flight or _default_in_flight(executor),
-        stops_at_failure=on_error == "raise",
+        whole_number_of(max_in_flight) or _default_in_flight(executor),
+        stops_at_failure=text_of(on_error) == "raise",
     )
     raised: BaseException | None = None
     try:
@@ -422,37 +431,54 @@ def trace_batch(
 
 def _check(fn: Any, on_error: Any, max_in_flight: Any) -> None:
     if not callable(fn):
-        raise TypeError(f"trace_batch() takes a callable, not a {type(fn).__name__}.")
-    if inspect.iscoroutinefunction(fn):
+        raise TypeError(f"trace_batch() takes a callable, not a {kind_of(fn)}.")
+    if _is_coroutine_function(fn):
         raise TypeError(
             "trace_batch() takes a plain function, and this is a coroutine function. Pass one "
             "that runs it: lambda item: asyncio.run(fn(item))."
         )
-    if on_error not in ("record", "raise"):
-        raise ValueError(f"on_error must be 'record' or 'raise', not {on_error!r}")
+    if text_of(on_error) not in ("record", "raise"):
+        raise ValueError(f"on_error must be 'record' or 'raise', not {_shown(on_error)}")
     if max_in_flight is None:
         return
-    if not isinstance(max_in_flight, int) or isinstance(max_in_flight, bool) or max_in_flight < 1:
-        raise ValueError(f"max_in_flight must be a positive whole number, not {max_in_flight!r}")
+    number = whole_number_of(max_in_flight)
+    if number is None or number < 1:
+        shown = _shown(max_in_flight)
+        raise ValueError(f"max_in_flight must be a positive whole number, not {shown}")
+
+
+def _shown(value: Any) -> str:
+    return clean_text(safe_repr(value), 100)
+
+
+def _is_coroutine_function(fn: Any) -> bool:
+    try:
+        return inspect.iscoroutinefunction(fn)
+    except BaseException as error:
+        if is_the_users(error):
+            raise
+        return False
 
 
 def _length(items: Any) -> int | None:
     try:
         return len(items)
-    except Exception:
+    except BaseException as error:
+        if is_the_users(error):
+            raise
         return None
 
 
 def _default_in_flight(executor: Executor | None) -> int:
     # What the standard library's executors have; there is no public way to ask.
-    workers = getattr(executor, "_max_workers", None)
-    if isinstance(workers, int) and workers > 0:
+    workers = attribute_of(executor, "_max_workers")
+    if type(workers) is int and workers > 0:
         return IN_FLIGHT_PER_WORKER * workers
     return IN_FLIGHT_UNKNOWN
 
 
 def _namer(item_name: Any, fn: Any, strict: bool | None) -> Callable[[Any], str]:
-    default = clean_text(getattr(fn, "__name__", None) or "item")
+    default = clean_text(text_of(attribute_of(fn, "__name__")) or "item")
     if not callable(item_name):
         fixed = default if item_name is None else item_name
         return lambda item: fixed
@@ -460,9 +486,11 @@ def _namer(item_name: Any, fn: Any, strict: bool | None) -> Callable[[Any], str]
     def named(item: Any) -> str:
         try:
             return cast(str, item_name(item))
-        except Exception as error:
+        except BaseException as error:
+            if is_the_users(error):
+                raise
             finding = InvalidSpanArgumentError(
-                f"item_name raised {type(error).__name__}; the span was called {default!r}. Give "
+                f"item_name raised {kind_of(error)}; the span was called {default!r}. Give "
                 "a function that returns a string for every item.",
                 span_name=default,
             )
@@ -475,7 +503,7 @@ def _namer(item_name: Any, fn: Any, strict: bool | None) -> Callable[[Any], str]
 @contextmanager
 def _progress_bar(is_wanted: bool, name: str, total: int | None) -> Iterator[Callable[[], object]]:
     """Show a progress bar on a terminal and nothing elsewhere; yield what moves it on by one."""
-    if not is_wanted or sys.stderr is None or not sys.stderr.isatty():
+    if not truth_of(is_wanted) or sys.stderr is None or not sys.stderr.isatty():
         yield lambda: None
         return
     from rich.console import Console

@@ -22,6 +22,7 @@ from spanguard._config import StrictSetting, is_strict, strict_as_before, strict
 from spanguard._context import Ambient, Origin, Work, ambient_span, origin_here
 from spanguard._findings import contained, settle
 from spanguard._generators import Recorder, TracedAsyncGenerator, TracedGenerator
+from spanguard._given import is_mapping, is_the_users, items_of, text_of
 from spanguard._opened import left_behind_finding
 from spanguard._outcome import Outcome
 from spanguard._pickling import cloudpickle_asking
@@ -238,16 +239,24 @@ _FIELDS = (
 )
 
 
+_MAX_HEADERS = 10_000
+
+
 def _header(headers: Any) -> str | None:
-    pairs = headers.items() if isinstance(headers, Mapping) else headers
-    for name, value in pairs or ():
-        if _text(name).lower() == TRACEPARENT:
-            return _text(value)
+    """Return the header, if that is what it is looked for in: a mapping, or pairs."""
+    try:
+        pairs = headers.items() if is_mapping(headers) else headers
+        for name, value in items_of(pairs, _MAX_HEADERS):
+            if _text(name).lower() == TRACEPARENT:
+                return _text(value)
+    except BaseException as error:
+        if is_the_users(error):
+            raise
     return None
 
 
 def _text(value: Any) -> str:
-    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    return value.decode("latin-1") if type(value) is bytes else text_of(value) or ""
 
 
 def capture() -> TraceContext:

@@ -6,8 +6,9 @@ import os
 import sys
 import threading
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
+from spanguard._given import kind_of, number_of, truth_of, whole_number_of
 from spanguard._settings import Mark, Setting, innermost
 
 __all__ = [
@@ -54,13 +55,10 @@ def waiting_time(seconds: object) -> float | None:
     """
     if seconds is None:
         return LONGEST_WAIT
-    try:
-        number = float(cast(Any, seconds))
-    except OverflowError:  # a whole number beyond all floats
-        return LONGEST_WAIT if cast(int, seconds) > 0 else 0.0
-    except Exception:
+    number = number_of(seconds)
+    if number is None or number != number:
         return None
-    return None if number != number else min(max(number, 0.0), LONGEST_WAIT)
+    return float(min(max(number, 0.0), LONGEST_WAIT))
 
 
 # -- strictness ------------------------------------------------------------------------------
@@ -102,7 +100,10 @@ def strict(enabled: bool = True) -> StrictSetting:
     >>> with spanguard.strict():
     ...     pass
     """
-    setting = StrictSetting(bool(enabled))
+    wanted = truth_of(enabled)
+    if wanted is None:
+        raise ValueError(f"enabled must be True or False, not a {kind_of(enabled)}")
+    setting = StrictSetting(wanted)
     setting.called_from(sys._getframe(1))
     return setting
 
@@ -120,7 +121,9 @@ def strict_as_before(setting: StrictSetting) -> None:
 def is_strict(override: bool | None = None) -> bool:
     """Tell whether a broken rule raises here: argument, block, process, environment, in order."""
     if override is not None:
-        return bool(override)
+        wanted = truth_of(override)
+        if wanted is not None:  # else it does not tell: as if it were not given
+            return wanted
     block = innermost(StrictSetting)
     if block is not None:
         return block.enabled
@@ -186,6 +189,13 @@ def current_limits() -> Limits:
     return _limits
 
 
+def _shown(value: Any) -> str:
+    """Return a number, to be shown; of anything else its type: it may have no text."""
+    number = number_of(value)
+    is_short = number is not None and -1e15 < number < 1e15
+    return repr(number) if is_short else f"a {kind_of(value)}"
+
+
 def limits(
     *,
     value_chars: int | None = None,
@@ -216,16 +226,20 @@ def limits(
     200
     """
     given = {"value_chars": value_chars, "message_chars": message_chars, "attributes": attributes}
-    changes: dict[str, Any] = {name: cap for name, cap in given.items() if cap is not None}
-    for name, cap in changes.items():
-        if not isinstance(cap, int) or isinstance(cap, bool) or cap < 1:
-            raise ValueError(f"{name} must be a positive whole number, not {cap!r}")
-    if attributes is not None and attributes > MAX_ATTRIBUTES:
-        raise ValueError(f"attributes must be at most {MAX_ATTRIBUTES}, not {attributes!r}")
-    for name, seconds in (("exit_seconds", exit_seconds), ("outlive_seconds", outlive_seconds)):
-        if seconds is not None:
-            if not isinstance(seconds, (int, float)) or not seconds >= 0:
-                raise ValueError(f"{name} must be a number of seconds, not {seconds!r}")
+    changes: dict[str, Any] = {}
+    for name, cap in given.items():
+        if cap is not None:
+            size = whole_number_of(cap)
+            if size is None or size < 1:
+                raise ValueError(f"{name} must be a positive whole number, not {_shown(cap)}")
+            changes[name] = size
+    if changes.get("attributes", 0) > MAX_ATTRIBUTES:
+        raise ValueError(f"attributes must be at most {MAX_ATTRIBUTES}, not {_shown(attributes)}")
+    for name, time in (("exit_seconds", exit_seconds), ("outlive_seconds", outlive_seconds)):
+        if time is not None:
+            seconds = number_of(time)
+            if seconds is None or not seconds >= 0:
+                raise ValueError(f"{name} must be a number of seconds, not {_shown(time)}")
             changes[name] = min(seconds, LONGEST_WAIT)
     setting = LimitsSetting(changes)
     setting.called_from(sys._getframe(1))

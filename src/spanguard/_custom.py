@@ -20,8 +20,16 @@ from spanguard._block import Block
 from spanguard._config import is_strict
 from spanguard._context import OverlappingAmbient
 from spanguard._findings import contained, settle
+from spanguard._given import is_a, is_the_users, kind_of
 from spanguard._opened import OpenedSpan
-from spanguard._payload import MAX_LABEL_CHARS, clean_text, shortened, whole_text
+from spanguard._payload import (
+    MAX_LABEL_CHARS,
+    as_mapping,
+    clean_labels,
+    clean_text,
+    shortened,
+    whole_text,
+)
 from spanguard._request import SpanRequest
 from spanguard._site import user_site
 from spanguard._span import open_span
@@ -35,6 +43,31 @@ from spanguard.exceptions import (
 __all__ = ["CustomTraceManager", "trace_id_for"]
 
 CUSTOM_TRACE_ID = "custom_trace_id"
+
+# What `traced_span` takes, and means the same for a custom trace (issue 9, 32).
+_OF_A_SPAN = (
+    "attributes",
+    "expected",
+    "experiment_id",
+    "inputs",
+    "links",
+    "metadata",
+    "run_id",
+    "span_type",
+    "start_time_ns",
+    "strict",
+    "tags",
+    "user",
+)
+_DECIDED_BY_THE_ID = (
+    "client",
+    "name",
+    "new_trace",
+    "otel_trace_id",
+    "parent_id",
+    "request_id",
+    "trace_id",
+)
 
 # Before the id: so a hash made for something else is never a trace id of ours.
 _DOMAIN = "spanguard:custom_trace_id:"
@@ -148,9 +181,11 @@ class CustomTraceManager:
             return _generated(user_id, operation), []
         try:
             made = self._id_factory(user_id, operation)
-        except Exception as error:
+        except BaseException as error:
+            if is_the_users(error):
+                raise
             finding = InvalidSpanArgumentError(
-                f"The id_factory raised {type(error).__name__}; an id was generated. Let it "
+                f"The id_factory raised {kind_of(error)}; an id was generated. Let it "
                 "return a text for any user id and operation."
             )
             return _generated(user_id, operation), [finding]
@@ -177,8 +212,11 @@ class CustomTraceManager:
             user_id: recorded as the attribute `user_id` and as the trace's user.
             operation: recorded as the attribute `operation`.
             custom_trace_id: the id; a generated one, if not given.
-            attributes: attributes of the span, whatever their names. `session_id` is the trace's
-                session, too.
+            attributes: what `traced_span` takes means the same here: `span_type`, `inputs`,
+                `attributes`, `tags`, `metadata`, `experiment_id`, `run_id`, `session_id`, `user`,
+                `links`, `start_time_ns`, `expected`, `strict`. All else are attributes of the span,
+                and so is `session_id`. The custom id decides on the name and the place of the
+                trace: `name`, `parent_id` and the like are attributes, with a warning.
 
         Raises:
             DuplicateTraceIdError, InvalidSpanArgumentError: in strict mode, before anything opens.
@@ -214,11 +252,13 @@ class CustomTraceManager:
         opened = self._take(whole_text(custom_trace_id))
         if opened is None:
             findings: list[SpanguardError] = [_unknown(custom_trace_id)]
+            strict = self._strict
         else:
             findings = opened.write_last(outputs, attributes, status)
             findings += opened.close()
+            strict = opened.strict
         if findings:
-            settle(findings, strict=self._strict, raised=sys.exc_info()[1], site=user_site(2))
+            settle(findings, strict=strict, raised=sys.exc_info()[1], site=user_site(2))
 
     def custom_trace(
         self,
@@ -252,7 +292,7 @@ class CustomTraceManager:
         request_for = partial(self._request, user_id, operation, attributes)
         custom_id, request = wanted, request_for(wanted)
         if not self._claim(custom_id, request):
-            if is_strict(self._strict):
+            if is_strict(request.strict):
                 findings.append(_duplicate(wanted, "nothing was started"))
                 settle(findings, strict=True, raised=None, site=user_site(2))
             # Not counted up: the id with _2 may be another order's. If this one is in use as
@@ -264,22 +304,36 @@ class CustomTraceManager:
         return custom_id, self._open(custom_id, request)
 
     def _request(
-        self, user_id: Any, operation: Any, attributes: dict[str, Any], custom_id: str
+        self, user_id: Any, operation: Any, given: dict[str, Any], custom_id: str
     ) -> SpanRequest:
-        named = {CUSTOM_TRACE_ID: custom_id, "user_id": user_id, "operation": operation}
+        more = {key: value for key, value in given.items() if key not in _OF_A_SPAN}
+        asked = {key: given[key] for key in _OF_A_SPAN if given.get(key) is not None}
         label = shortened(custom_id, MAX_LABEL_CHARS)
-        return SpanRequest(
+        named = {CUSTOM_TRACE_ID: custom_id, "user_id": user_id, "operation": operation}
+        request = SpanRequest(
             (),
-            name=label,
-            client=self._client,
-            attributes={**named, **attributes},
-            tags={CUSTOM_TRACE_ID: label},
-            user=user_id,
-            session_id=attributes.get("session_id"),
-            otel_trace_id=_otel_trace_id(custom_id),
-            new_trace=True,
-            strict=self._strict,
+            **{
+                "user": user_id,
+                "session_id": given.get("session_id"),
+                "strict": self._strict,
+                **asked,
+                "name": label,
+                "client": self._client,
+                "attributes": {
+                    **named,
+                    **as_mapping(asked.get("attributes", {})),
+                    **more,
+                    CUSTOM_TRACE_ID: custom_id,
+                },
+                "tags": {**clean_labels(asked.get("tags", {})), CUSTOM_TRACE_ID: label},
+                "otel_trace_id": _otel_trace_id(custom_id),
+                "new_trace": True,
+            },
         )
+        ignored = [key for key in _DECIDED_BY_THE_ID if key in given]
+        if ignored:
+            request.findings.append(_not_to_choose(ignored, custom_id))
+        return request
 
     def _claim(self, custom_id: str, request: SpanRequest) -> bool:
         """Take an id for a trace that is about to start; False if one has it, here or stored."""
@@ -411,7 +465,7 @@ def _read_id(
 ) -> tuple[str, list[SpanguardError]]:
     """Read an id that a user has given; a generated one where there is nothing in it."""
     custom_id = whole_text(given) if given is not None else ""
-    if custom_id and isinstance(given, str):
+    if custom_id and is_a(given, str):
         return custom_id, []
     custom_id = custom_id or _generated(user_id, operation)
     finding = InvalidSpanArgumentError(
@@ -436,6 +490,15 @@ def _duplicate(custom_id: str, instead: str) -> DuplicateTraceIdError:
         f"{instead}. Use an id for one trace only.",
         span_name=clean_text(custom_id),
         trace_id=trace_id_for(custom_id),
+    )
+
+
+def _not_to_choose(given: list[str], custom_id: str) -> InvalidSpanArgumentError:
+    return InvalidSpanArgumentError(
+        f"{', '.join(given)} of the custom trace {_shown(custom_id)} cannot be chosen: its id "
+        "decides. Recorded as attributes. Use traced_span() for a span of your choice, or pass "
+        "attributes={...}.",
+        span_name=clean_text(custom_id),
     )
 
 

@@ -124,7 +124,8 @@ class _Plan:
             strict=options.strict,
             links=options.links,
         )
-        if (options.tags or options.experiment_id) and _starts_a_trace():
+        for_trace = options.tags is not None or options.experiment_id is not None
+        if for_trace and _starts_a_trace():
             request.tags = options.tags
             request.experiment_id = options.experiment_id
             request.for_trace = True

@@ -9,6 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 from urllib.request import url2pathname
 
 from spanguard import _mlflow
+from spanguard._given import attribute_of, text_of
 from spanguard.exceptions import InvalidSpanArgumentError
 
 __all__ = ["elsewhere", "is_same_store"]
@@ -19,8 +20,8 @@ _LOOPBACK = {"localhost": "127.0.0.1", "::1": "127.0.0.1"}
 
 def elsewhere(client: Any, span_name: str) -> InvalidSpanArgumentError | None:
     """Return a finding if the client was made for another store than traces go to."""
-    wanted = getattr(client, "tracking_uri", None)
-    if not isinstance(wanted, str):  # a double
+    wanted = text_of(attribute_of(client, "tracking_uri"))
+    if wanted is None:  # a double
         return None
     target = _mlflow.tracking_uri()
     if is_same_store(wanted, target):

@@ -183,9 +183,9 @@ def the_users(error: BaseException) -> BaseException | None:
     """
     found: BaseException | None = error
     for _ in range(_MAX_CAUSES):
-        if found is None or isinstance(found, KeyboardInterrupt) or _is_of_a_handler(found):
+        if found is None or issubclass(type(found), KeyboardInterrupt) or _is_of_a_handler(found):
             return found
-        found = found.__cause__ or found.__context__
+        found = found.__context__ if found.__cause__ is None else found.__cause__
     return None
 
 

@@ -13,12 +13,13 @@ import wrapt
 from spanguard import _destination, _mlflow
 from spanguard._config import is_strict
 from spanguard._findings import contained, settle
+from spanguard._given import attribute_of, is_a, text_of, truth_of
 from spanguard._held import Found, Home, find_parent, find_span, find_trace, is_given_out
 from spanguard._mlflow import LiveSpan, MlflowClient
 from spanguard._opened import OpenedSpan, left_open_finding
 from spanguard._proxy import SpanProxy
 from spanguard._registry import OpenSpan
-from spanguard._request import SpanRequest
+from spanguard._request import SpanRequest, no_client
 from spanguard._site import Site, user_site
 from spanguard._span import open_span
 from spanguard.exceptions import SpanguardError
@@ -88,10 +89,14 @@ class GuardedClient(_ClientProxy):
     _self_home: Home
 
     def __init__(self, client: Any, strict: bool | None, ambient: bool) -> None:
-        if isinstance(client, GuardedClient):  # guarding once is enough
+        ambient = bool(truth_of(ambient))
+        if is_a(client, GuardedClient):  # guarding once is enough
             strict = client._self_home.strict if strict is None else strict
             ambient = ambient or client._self_ambient
             client = client._self_home.client
+        elif client is not None and not _starts_spans(client):
+            settle([no_client(client, "guard()")], strict=strict, raised=None, site=user_site(2))
+            client = None
         super().__init__(_LateClient() if client is None else client)
         self._self_ambient = ambient
         self._self_home = Home(client, strict)
@@ -163,7 +168,8 @@ class GuardedClient(_ClientProxy):
         Raises:
             InvalidParentError, InvalidSpanArgumentError: in strict mode, before anything opens.
         """
-        trace_id = request_id if trace_id is None else trace_id
+        trace_id = _id(request_id if trace_id is None else trace_id)
+        parent_id = _id(parent_id)
         parent: OpenedSpan | None = None
         with contained("finding the parent of a span"):
             parent = find_parent(self._self_home, trace_id, parent_id)
@@ -225,7 +231,8 @@ class GuardedClient(_ClientProxy):
             OrphanedSpanError, SpanAlreadyEndedError, UnknownSpanError, InvalidSpanArgumentError,
             TraceLostError: in strict mode, after everything is recorded.
         """
-        trace_id = request_id if trace_id is None else trace_id
+        trace_id = _id(request_id if trace_id is None else trace_id)
+        span_id = _id(span_id)
         self._self_end(
             lambda: find_span(self._self_home, trace_id, span_id),
             (outputs, attributes, status, end_time_ns),
@@ -251,7 +258,7 @@ class GuardedClient(_ClientProxy):
             OrphanedSpanError, SpanAlreadyEndedError, UnknownSpanError, InvalidSpanArgumentError,
             TraceLostError: in strict mode, after everything is recorded.
         """
-        trace_id = request_id if trace_id is None else trace_id
+        trace_id = _id(request_id if trace_id is None else trace_id)
         self._self_end(
             lambda: find_trace(self._self_home, trace_id),
             (outputs, attributes, status, end_time_ns),
@@ -349,6 +356,18 @@ class GuardedClient(_ClientProxy):
 # -- what it is made of ------------------------------------------------------------------------
 
 
+def _starts_spans(client: Any) -> bool:
+    """Tell whether a client is one, or a double of one."""
+    starts = (attribute_of(client, name) for name in ("start_span", "start_trace"))
+    return is_a(client, MlflowClient) or any(map(callable, starts))
+
+
+def _id(given: Any) -> Any:
+    """Return an id; a string itself, as it may be known by its identity, of a subclass its text."""
+    text = text_of(given)
+    return given if text is None else text
+
+
 class _TraceRequest(SpanRequest):
     """What `start_trace` asks for. The trace that it joins takes its tags without ado."""
 
@@ -357,9 +376,9 @@ class _TraceRequest(SpanRequest):
     def misplaced_under(self, parent: Any) -> list[str]:
         experiment_id, run_id = _mlflow.experiment_and_run(parent.trace_id)
         misplaced = []
-        if self.experiment_id not in (None, experiment_id):
+        if self.experiment_id is not None and text_of(self.experiment_id) != experiment_id:
             misplaced.append("experiment_id")
-        if self.run_id not in (None, run_id):
+        if self.run_id is not None and text_of(self.run_id) != run_id:
             misplaced.append("run_id")
         return misplaced
 

@@ -15,6 +15,7 @@ from spanguard import _mlflow, _registry
 from spanguard._config import is_strict
 from spanguard._context import Strand, other_span
 from spanguard._findings import contained
+from spanguard._given import is_a, is_same, is_the_users
 from spanguard._opened import OpenedSpan, already_ended_finding
 from spanguard._payload import clean_text, safe_repr
 from spanguard._request import SpanRequest
@@ -41,7 +42,11 @@ class Held:
 
     def is_in(self, trace_id: Any) -> bool:
         """Tell whether the span is in a trace, or was asked for there."""
-        return trace_id is None or trace_id in (self.trace_id, self._asked_trace_id)
+        return (
+            trace_id is None
+            or is_same(trace_id, self.trace_id)
+            or is_same(trace_id, self._asked_trace_id)
+        )
 
     def let_go(self) -> None:
         """Note that the span has ended, by whatever API."""
@@ -159,7 +164,7 @@ def find_span(home: Home, trace_id: Any, span_id: Any) -> Found:
         return Found(held.opened, finding)
     if _records_nothing(trace_id) or (span_id is None and home.gave_nothing):
         return Found()
-    if not isinstance(span_id, str):
+    if type(span_id) is not str:
         return Found(finding=_unknown("span", span_id))
     ended = _ended.get(span_id)
     if ended is not None:
@@ -180,7 +185,7 @@ def find_trace(home: Home, trace_id: Any) -> Found:
         return found
     if _records_nothing(trace_id):
         return Found()
-    if not isinstance(trace_id, str):
+    if type(trace_id) is not str:
         return Found(finding=_unknown("trace", trace_id))
     held = _innermost(home, trace_id)
     if held is not None:
@@ -214,13 +219,15 @@ def _find_root(home: Home, trace_id: str) -> Found:
 
 def _records_nothing(trace_id: Any) -> bool:
     """Tell whether an id is that of every span that started while tracing was off."""
-    return isinstance(trace_id, str) and trace_id == _mlflow.NOOP_TRACE_ID
+    return type(trace_id) is str and trace_id == _mlflow.NOOP_TRACE_ID
 
 
 def _held(home: Home, span_id: Any) -> Held | None:
     try:
         held = home.open.get(span_id)
-    except TypeError:  # not hashable, so no id
+    except BaseException as error:  # not hashable or not comparable, so no id
+        if is_the_users(error):
+            raise
         return None
     if held is None:
         entry = _registry.entry_by_id(span_id)
@@ -233,7 +240,7 @@ def _span_in_memory(trace_id: Any, span_id: str) -> Any:
     entry = _registry.entry_by_id(span_id)
     if entry is not None:
         return entry.mlflow_span()
-    return _mlflow.live_span(trace_id, span_id) if isinstance(trace_id, str) else None
+    return _mlflow.live_span(trace_id, span_id) if type(trace_id) is str else None
 
 
 def _innermost(home: Home, trace_id: str) -> Held | None:
@@ -276,7 +283,7 @@ def _take_over(home: Home, span: Any) -> Found:
 
 
 def _shown(given: Any) -> str:
-    return clean_text(given if isinstance(given, str) else safe_repr(given), 100)
+    return clean_text(given if is_a(given, str) else safe_repr(given), 100)
 
 
 def _unknown(kind: str, given: Any) -> UnknownSpanError:

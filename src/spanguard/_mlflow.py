@@ -148,6 +148,8 @@ __all__ = [
     "SpanProcessor",
     "SpanStatus",
     "SpanStatusCode",
+    "Status",
+    "StatusCode",
 ]
 
 _TAG_PREFIX = getattr(SpanAttributeKey, "TRACE_TAG_PREFIX", "mlflow.traceTag.")
@@ -175,6 +177,11 @@ _ANNOTATION_KEYS = frozenset(
         "mlflow.message.format",
     }
 )
+
+
+# Of these, what the processor and the store read: texts, and numbers that they sum up.
+TEXT_KEYS = frozenset({"mlflow.llm.model", "mlflow.llm.provider"})
+AGGREGATED_KEYS = TEXT_KEYS | {"mlflow.chat.tokenUsage", "mlflow.llm.cost"}
 
 
 def is_reserved(key: str) -> bool:
@@ -765,6 +772,15 @@ def make_event(name: str, attributes: dict[str, Any], timestamp: int | None = No
     return cast(Any, SpanEvent)(name=name, attributes=attributes, timestamp=at)
 
 
+# OpenTelemetry keeps so many on a span.
+MAX_LINKS = 128
+
+
+def make_link(trace_id: str, span_id: str, attributes: dict[str, Any] | None) -> Any:
+    """Return a link to a span; None where MLflow has none (3.10)."""
+    return _link(trace_id, span_id, attributes) if _link is not None else None
+
+
 def is_recording_kind(otel: Any) -> bool:
     """Tell a span that records from one that stands for a remote, disabled or dropped one."""
     return isinstance(otel, ReadableSpan)
@@ -836,6 +852,7 @@ _user_context = _optional("mlflow.tracing.context", "_USER_TRACE_CONTEXT")  # 3.
 _make_trace_id = _optional("mlflow.tracing.utils", "generate_mlflow_trace_id_from_otel_trace_id")
 _link_type = _optional("mlflow.entities", "Link")  # MLflow 3.10 has none
 _attachment = _optional("mlflow.tracing.attachments", "Attachment")  # MLflow 3.10 has none
+_link = _optional("mlflow.entities", "Link")  # MLflow 3.10 has none
 
 
 def payload_encoder() -> type[json.JSONEncoder]:
@@ -845,7 +862,7 @@ def payload_encoder() -> type[json.JSONEncoder]:
 
 def is_attachment(value: Any) -> bool:
     """Tell whether a value is an MLflow attachment, which MLflow stores in its own way."""
-    return _attachment is not None and isinstance(value, _attachment)
+    return _attachment is not None and issubclass(type(value), _attachment)
 
 
 # -- ids ---------------------------------------------------------------------------------------
@@ -1742,14 +1759,23 @@ def _leave_engines_behind() -> None:
         store._engine_map_lock = threading.Lock()
 
 
-def experiment_exists(experiment_id: str) -> bool:
-    """Ask the store whether an experiment exists. May block as long as MLflow's retries do."""
+def find_experiment(id_or_name: str) -> str | None:
+    """Ask the store for the id of an experiment that traces can go to, None if there is none.
+
+    An id comes before a name. May block as long as MLflow's retries do.
+    """
+    client = MlflowClient()
+    found = None
     try:
-        return MlflowClient().get_experiment(experiment_id) is not None
+        found = client.get_experiment(id_or_name)
     except mlflow.MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
+        # A name is an invalid id to some stores, and an unknown one to others.
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+    if found is None:
+        found = client.get_experiment_by_name(id_or_name)
+    # A deleted one takes no traces.
+    return found.experiment_id if found is not None and found.lifecycle_stage == "active" else None
 
 
 Ender = Callable[[SpanStatus, "int | None"], None]

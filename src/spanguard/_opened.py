@@ -365,6 +365,13 @@ class OpenedSpan:
 
     def write_last(self, outputs: Any, attributes: Any, status: Any) -> list[SpanguardError]:
         """Record what is given along with an end; return what was wrong with it."""
+        try:
+            return self._write_last(outputs, attributes, status)
+        except BaseException as error:  # Ctrl-C in a payload's repr (issue 9, A4)
+            self.close(error)
+            raise
+
+    def _write_last(self, outputs: Any, attributes: Any, status: Any) -> list[SpanguardError]:
         findings: list[SpanguardError] = []
         named: dict[str, Any] = {}
         if attributes is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from spanguard._config import current_limits
+from spanguard._given import attribute_of, is_raised_as, is_the_users
 from spanguard._payload import clean_text
 
 __all__ = ["ABANDONED", "OK", "ORPHANED", "Outcome", "classify", "describe", "stack_trace"]
@@ -44,7 +45,7 @@ def classify(
     """Tell what an exception leaving a block means. None means nothing left it."""
     if exception is None:
         return OK
-    if expected and isinstance(exception, expected):
+    if expected and is_raised_as(exception, expected):
         return EXPECTED
     if isinstance(exception, Exception):
         return ERROR
@@ -62,9 +63,8 @@ def classify(
 def type_name(exception: BaseException) -> str:
     """Return the class name, qualified outside builtins."""
     kind = type(exception)
-    if kind.__module__ == "builtins":
-        return kind.__qualname__
-    return f"{kind.__module__}.{kind.__qualname__}"
+    module, name = attribute_of(kind, "__module__"), attribute_of(kind, "__qualname__", "Exception")
+    return str(name) if module == "builtins" else f"{module}.{name}"
 
 
 def describe(exception: BaseException) -> dict[str, str]:
@@ -95,7 +95,9 @@ def stack_trace(exception: BaseException) -> str:
     try:
         lines = traceback.format_exception(type(exception), exception, exception.__traceback__)
         text = "".join(lines)
-    except Exception:
+    except BaseException as error:
+        if is_the_users(error):
+            raise
         # A hostile __str__ or __cause__ chain: the frames alone still tell the place.
         text = "".join(traceback.format_tb(exception.__traceback__)) + type_name(exception)
     if len(text) > limit:

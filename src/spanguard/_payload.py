@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from spanguard import _mlflow
 from spanguard._config import current_limits
+from spanguard._given import is_a, is_mapping, is_the_users, kind_of, text_of
 
 __all__ = [
     "Budget",
     "as_mapping",
     "clean",
     "clean_attributes",
+    "clean_facts",
+    "clean_key",
     "clean_labels",
     "clean_text",
     "is_plain",
@@ -39,13 +43,11 @@ _INT64 = 2**63 - 1
 _MAX_DECIMAL_BITS = 10_000  # below Python's limit of 4300 digits
 _NODE_CHARS = 8  # what a number, a separator or a bracket costs of the budget
 
+_MAX_PAIRS = 10_000  # of an iterable that may have no end
+
 _SHORT_STRING = 255  # below this nobody encodes a picture
 
 _NOT_PLAIN = -1
-
-# What a hostile object may raise while it is looked at. Not KeyboardInterrupt: that is the
-# user's Ctrl-C, and it must reach them.
-_ANY_FAILURE = (Exception, SystemExit, GeneratorExit)
 
 
 def clean(value: Any) -> Any:
@@ -69,8 +71,10 @@ class Budget:
         """Return a recordable likeness that shares nothing with the value that could change."""
         try:
             return self._rebuilder.rebuild(value, MAX_DEPTH)
-        except _ANY_FAILURE as error:
-            return f"[spanguard: {_type_name(value)} not recorded, {type(error).__name__}]"
+        except BaseException as error:
+            if is_the_users(error):
+                raise
+            return f"[spanguard: {kind_of(value)} not recorded, {kind_of(error)}]"
 
 
 def is_plain(value: Any) -> bool:
@@ -144,17 +148,17 @@ class _Rebuilder:
 
     def rebuild(self, value: Any, depth: int) -> Any:
         self.left -= _NODE_CHARS
-        if value is None or isinstance(value, bool):
+        if value is None or is_a(value, bool):
             return value
-        if isinstance(value, str):
+        if is_a(value, str):
             return self._text(str.__str__(value))
-        if isinstance(value, int):
+        if is_a(value, int):
             return self._integer(value)
-        if isinstance(value, float):
+        if is_a(value, float):
             return float.__add__(value, 0.0)
         if _mlflow.is_attachment(value):
             return value
-        if isinstance(value, (dict, list, tuple)):
+        if is_a(value, (dict, list, tuple)):
             return self._container(value, depth)
         return self._foreign(value, depth)
 
@@ -166,9 +170,9 @@ class _Rebuilder:
         self._path.add(id(value))
         try:
             # The base classes' own iteration: a subclass may raise in its.
-            if isinstance(value, dict):
+            if is_a(value, dict):
                 return self._mapping(list(dict.items(value)), depth - 1)
-            items = list.__iter__(value) if isinstance(value, list) else tuple.__iter__(value)
+            items = list.__iter__(value) if is_a(value, list) else tuple.__iter__(value)
             return self._sequence(list(items), depth - 1)
         finally:
             self._path.discard(id(value))
@@ -200,7 +204,9 @@ class _Rebuilder:
         try:
             encoded = json.dumps(value, cls=_mlflow.payload_encoder(), ensure_ascii=False)
             plain = json.loads(encoded)
-        except _ANY_FAILURE:
+        except BaseException as error:
+            if is_the_users(error):
+                raise
             return self._text(safe_repr(value))
         return self.rebuild(plain, depth - 1)
 
@@ -218,12 +224,12 @@ class _Rebuilder:
 
 
 def _key_text(key: Any) -> str:
-    if isinstance(key, str):
+    if is_a(key, str):
         return str.__str__(key)
-    if key is None or isinstance(key, (bool, int, float)):
+    if key is None or is_a(key, (bool, int, float)):
         # As json writes them: null, true, 1, 1.5; but it cannot write an integer of any size.
-        big = isinstance(key, int) and int.bit_length(key) > _MAX_DECIMAL_BITS
-        return f"{key:#x}" if big else json.dumps(key)
+        big = is_a(key, int) and int.bit_length(key) > _MAX_DECIMAL_BITS
+        return hex(int.__add__(key, 0)) if big else json.dumps(key)
     return safe_repr(key)
 
 
@@ -239,16 +245,20 @@ def _cut(text: str, limit: int) -> str:
     return f"{text[:limit]}[spanguard: {len(text) - limit} characters cut]"
 
 
-def _type_name(value: Any) -> str:
-    return type(value).__name__
-
-
 def _shown(render: Callable[[Any], str], value: Any) -> str:
     try:
         text = render(value)
         return str.__str__(text)
-    except _ANY_FAILURE as error:
-        return f"<{_type_name(value)} object, its text raised {type(error).__name__}>"
+    except BaseException as error:
+        if is_the_users(error):
+            raise
+        return f"<{kind_of(value)} object, its text raised {kind_of(error)}>"
+
+
+def _as_text(value: Any) -> str:
+    """Return a string itself, of anything else its text."""
+    text = text_of(value)
+    return _shown(str, value) if text is None else text
 
 
 def safe_repr(value: Any) -> str:
@@ -258,7 +268,7 @@ def safe_repr(value: Any) -> str:
 
 def clean_text(value: Any, limit: int = MAX_NAME_CHARS) -> str:
     """Return `str(value)` as valid UTF-8 without NULs, cut at `limit` characters."""
-    text = value if type(value) is str else _shown(str, value)
+    text = value if type(value) is str else _as_text(value)
     if len(text) <= limit and text.isascii() and "\x00" not in text:
         return text
     return _cut(_utf8(text[: limit + 1_000_000]).replace("\x00", "\\x00"), limit)
@@ -266,8 +276,7 @@ def clean_text(value: Any, limit: int = MAX_NAME_CHARS) -> str:
 
 def whole_text(value: Any) -> str:
     """Return `str(value)` as valid UTF-8 without NULs, uncut."""
-    text = value if type(value) is str else _shown(str, value)
-    return _utf8(text).replace("\x00", "\\x00")
+    return _utf8(_as_text(value)).replace("\x00", "\\x00")
 
 
 def shortened(text: str, limit: int) -> str:
@@ -278,28 +287,58 @@ def shortened(text: str, limit: int) -> str:
     return f"{text[: limit - _DIGEST_CHARS - 1]}~{digest}"
 
 
+def clean_key(key: Any) -> str:
+    """Return the text of a key, which must not be empty: OpenTelemetry would drop the value."""
+    return clean_text(key) or "(empty)"
+
+
 def clean_labels(labels: Any) -> dict[str, str]:
     """Return tags or metadata as MLflow needs them: strings to strings, cut."""
     return {
-        clean_text(key): clean_text(value, MAX_LABEL_CHARS)
+        clean_key(key): clean_text(value, MAX_LABEL_CHARS)
         for key, value in as_mapping(labels).items()
     }
 
 
 def clean_attributes(attributes: Any) -> dict[str, Any]:
     """Return attributes under string keys, every value recordable."""
-    return {clean_text(key): clean(value) for key, value in as_mapping(attributes).items()}
+    return {clean_key(key): clean(value) for key, value in as_mapping(attributes).items()}
+
+
+def clean_facts(facts: Any) -> dict[str, Any]:
+    """Return the attributes of an event or a link: scalars, and lists of one kind of them.
+
+    OpenTelemetry has no others there; what is more than that becomes its JSON text.
+    """
+    return {clean_key(key): _fact(value) for key, value in as_mapping(facts).items()}
+
+
+_SCALARS = (str, bool, int, float)
+
+
+def _fact(value: Any) -> Any:
+    cleaned = clean(value)
+    if type(cleaned) in _SCALARS:
+        return cleaned
+    if type(cleaned) in (list, tuple):
+        kinds = {type(item) for item in cleaned}
+        if len(kinds) == 1 and kinds.issubset(_SCALARS):
+            return list(cleaned)
+    return json.dumps(cleaned, cls=_mlflow.payload_encoder(), ensure_ascii=False)
 
 
 def as_mapping(value: Any) -> dict[Any, Any]:
-    """Read a mapping, or pairs; keep anything else whole under the key `value`."""
+    """Read a mapping, or pairs, into a dict; keep anything else whole under the key `value`."""
     if type(value) is dict:
-        return value
+        return value.copy()  # another thread may change it while it is gone through
     try:
-        if isinstance(value, Mapping):
+        if is_a(value, dict):
+            return dict.copy(value)  # as a subclass may raise in its own methods
+        if is_mapping(value) or hasattr(value, "keys"):
             return dict(value)
-        if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
-            return dict(value)
-    except _ANY_FAILURE:
-        pass
+        if not is_a(value, (str, bytes)):
+            return dict(islice(iter(value), _MAX_PAIRS))
+    except BaseException as error:
+        if is_the_users(error):
+            raise
     return {"value": value}

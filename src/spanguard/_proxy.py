@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+import functools
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import wrapt
 
 from spanguard import _mlflow, _record, _registry
+from spanguard._events import read_event, read_link
 from spanguard._findings import contained, settle
+from spanguard._given import attribute_of, is_a, is_the_users, kind_of, text_of
 from spanguard._mlflow import SpanStatus, SpanStatusCode
 from spanguard._outcome import ERROR
 from spanguard._payload import as_mapping, clean_text, safe_repr
+from spanguard._request import read_time
 from spanguard._site import user_site
 from spanguard.exceptions import InvalidSpanArgumentError, SpanAlreadyEndedError, SpanguardError
 
@@ -25,22 +31,30 @@ else:
 __all__ = ["SpanProxy", "parse_status"]
 
 
-def parse_status(status: Any) -> tuple[str | None, str, InvalidSpanArgumentError | None]:
+_CODES = frozenset({"OK", "ERROR", "UNSET"})
+_STATUSES = (SpanStatus, _mlflow.Status)
+_STATUS_CODES = (SpanStatusCode, _mlflow.StatusCode)
+
+
+def parse_status(
+    status: Any, description: Any = None
+) -> tuple[str | None, str, InvalidSpanArgumentError | None]:
     """Read a status in any form and case: its code, its description, and what is wrong with it.
 
-    An unreadable status reads as ERROR: whoever says something else than OK about an end does
-    not mean that all went well, and it must be seen.
+    MLflow's statuses and OpenTelemetry's. An unreadable status reads as ERROR: whoever says
+    something else than OK about an end does not mean that all went well, and it must be seen.
     """
     if status is None:
         return None, "", None
-    description = ""
-    if isinstance(status, SpanStatus):
-        description = clean_text(status.description or "")
-        status = status.status_code
-    text = status.value if isinstance(status, SpanStatusCode) else status
-    code = text.strip().upper() if isinstance(text, str) else None
-    if code in {"OK", "ERROR", "UNSET"}:
-        return code, description, None
+    if is_a(status, _STATUSES):
+        if description is None:
+            description = attribute_of(status, "description")
+        status = attribute_of(status, "status_code")
+    text = status.name if is_a(status, _STATUS_CODES) else text_of(status)
+    described = clean_text("" if description is None else description, _DESCRIPTION_CHARS)
+    code = text.strip().upper() if text is not None else None
+    if code in _CODES:
+        return code, described, None
     shown = clean_text(safe_repr(status), 100)
     return (
         "ERROR",
@@ -50,6 +64,36 @@ def parse_status(status: Any) -> tuple[str | None, str, InvalidSpanArgumentError
             "Pass 'OK' or 'ERROR'."
         ),
     )
+
+
+_DESCRIPTION_CHARS = 10_000
+
+Method = TypeVar("Method", bound=Callable[..., None])
+
+
+def _setter(method: Method) -> Method:
+    """Make a call that does not fit a finding: what fits is taken, the rest is ignored."""
+    names = _taken_by(method)
+
+    @functools.wraps(method)
+    def setter(self: SpanProxy, *args: Any, **kwargs: Any) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except TypeError as error:
+            traceback = error.__traceback__
+            if traceback is not None and traceback.tb_next is not None:
+                raise  # from inside of it: a failure of ours, which a test must see
+            fitting = dict(zip(names, args, strict=False))
+            for name in names:
+                if name in kwargs:
+                    fitting.setdefault(name, kwargs[name])
+            self._self_call_fitting(method, fitting)
+
+    return cast(Method, setter)
+
+
+def _taken_by(method: Any) -> list[str]:
+    return list(inspect.signature(method).parameters)[1:]
 
 
 class SpanProxy(_ObjectProxy):
@@ -66,21 +110,25 @@ class SpanProxy(_ObjectProxy):
 
     # -- payloads
 
+    @_setter
     def set_inputs(self, inputs: Any) -> None:
         """Record the inputs."""
         if self._self_writable():
             _record.inputs(self.__wrapped__, inputs)
 
+    @_setter
     def set_outputs(self, outputs: Any) -> None:
         """Record the outputs."""
         if self._self_writable():
             _record.outputs(self.__wrapped__, outputs)
 
+    @_setter
     def set_attribute(self, key: str, value: Any) -> None:
         """Record one attribute. A key of MLflow's own is recorded under `user.`."""
         if self._self_writable():
             self._self_found(_record.attribute(self.__wrapped__, key, value))
 
+    @_setter
     def set_attributes(self, attributes: dict[str, Any]) -> None:
         """Record several attributes."""
         if self._self_writable():
@@ -89,25 +137,45 @@ class SpanProxy(_ObjectProxy):
 
     # -- classification and events
 
+    @_setter
     def set_span_type(self, span_type: str) -> None:
         """Set the span's type."""
         self._self_write("set_span_type", clean_text(span_type))
 
+    @_setter
     def set_description(self, description: str) -> None:
         """Set the span's description. Ignored by an MLflow that has none."""
         self._self_write("set_description", clean_text(description, 10_000))
 
+    @_setter
     def set_log_level(self, level: Any) -> None:
         """Set the span's severity. Ignored by an MLflow that has none."""
-        self._self_write("set_log_level", level)
+        name = text_of(level)
+        self._self_write("set_log_level", level if name is None else name)
 
-    def add_event(self, event: Any) -> None:
-        """Add an event."""
-        self._self_write("add_event", event)
+    @_setter
+    def add_event(
+        self, event: Any = None, attributes: Any = None, timestamp: Any = None, *, name: Any = None
+    ) -> None:
+        """Add an event: a `SpanEvent`, or a name, as in OpenTelemetry, with attributes and a time.
 
-    def add_link(self, link: Any) -> None:
+        >>> import spanguard
+        >>> with spanguard.traced_span("fetch") as span:
+        ...     spanguard.current_span().add_event("retry", {"attempt": 2})
+        """
+        event = name if event is None else event
+        read, finding = read_event(event, attributes, timestamp, self.__wrapped__.name)
+        self._self_found(finding)
+        if read is not None:
+            self._self_write("add_event", read)
+
+    @_setter
+    def add_link(self, link: Any, attributes: Any = None) -> None:
         """Add a link to another span. Ignored by an MLflow that has none."""
-        self._self_write("add_link", link)
+        read, finding = read_link(link, attributes, self.__wrapped__.name)
+        self._self_found(finding)
+        if read is not None:
+            self._self_write("add_link", read)
 
     def _self_write(self, method: str, value: Any) -> None:
         write = getattr(self.__wrapped__, method, None)
@@ -115,21 +183,44 @@ class SpanProxy(_ObjectProxy):
             return
         try:
             write(value)
-        except Exception as error:
+        except BaseException as error:
+            if is_the_users(error):
+                raise
             self._self_found(
                 InvalidSpanArgumentError(
                     f"{method}() of span {self.__wrapped__.name!r} did not take its argument "
-                    f"({type(error).__name__}). See MLflow's documentation of {method}()."
+                    f"({kind_of(error)}). See MLflow's documentation of {method}()."
                 )
             )
 
+    def _self_call_fitting(self, method: Any, fitting: dict[str, Any]) -> None:
+        """Answer a call that did not fit: with what fits, if that is enough, and a finding."""
+        name = method.__name__
+        try:
+            inspect.signature(method).bind(self, **fitting)
+            became = "the rest was ignored"
+        except TypeError:
+            became = "nothing was recorded"
+        self._self_found(
+            InvalidSpanArgumentError(
+                f"{name}() of span {self.__wrapped__.name!r} does not take what it was called "
+                f"with; {became}. It takes {', '.join(_taken_by(method))}."
+            )
+        )
+        if became == "the rest was ignored":
+            method(self, **fitting)
+
     # -- status and end
 
-    def set_status(self, status: Any) -> None:
-        """Set the status, in any case. OK does not undo an ERROR."""
+    @_setter
+    def set_status(self, status: Any, description: Any = None) -> None:
+        """Set the status, in any case, as in OpenTelemetry with a description.
+
+        OK does not undo an ERROR.
+        """
         if status is None or not self._self_writable():
             return
-        code, description, finding = parse_status(status)
+        code, description, finding = parse_status(status, description)
         self._self_found(finding)
         if code == "ERROR":
             _record.error(self.__wrapped__, description)
@@ -137,16 +228,19 @@ class SpanProxy(_ObjectProxy):
             with contained("setting the status"):
                 self.__wrapped__.set_status("OK")
 
+    @_setter
     def record_exception(self, exception: BaseException | str) -> None:
         """Record an exception, of any kind, and set ERROR. It stays ERROR when the span ends."""
         if not self._self_writable():
             return
-        if not isinstance(exception, BaseException):
-            exception = Exception(clean_text(exception, 10_000))
+        raised: Any = exception
+        if not is_a(exception, BaseException):
+            raised = Exception(clean_text(exception, 10_000))
         with contained("recording an exception"):
             entry = _registry.entry_of(_mlflow.otel_span(self.__wrapped__))
-            _record.exception(self.__wrapped__, exception, ERROR, entry)
+            _record.exception(self.__wrapped__, raised, ERROR, entry)
 
+    @_setter
     def end(
         self,
         outputs: Any = None,
@@ -170,9 +264,12 @@ class SpanProxy(_ObjectProxy):
             _registry.close_descendants(entry)
         if outputs is not None:
             self.set_outputs(outputs)
-        self.set_attributes(attributes or {})
+        if attributes is not None:
+            self.set_attributes(attributes)
         self.set_status(status)
-        _record.end(self.__wrapped__, None, end_time_ns)
+        at, finding = read_time("end_time_ns", end_time_ns, self.__wrapped__.name)
+        self._self_found(finding)
+        _record.end(self.__wrapped__, None, at)
 
     # -- how the proxy behaves as an object
 

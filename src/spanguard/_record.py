@@ -14,9 +14,10 @@ from spanguard import _mlflow
 from spanguard._config import current_limits
 from spanguard._encounters import Meets, meet
 from spanguard._findings import contained
+from spanguard._given import number_of, text_of
 from spanguard._mlflow import SpanStatus, SpanStatusCode
 from spanguard._outcome import Outcome, describe, event_attributes
-from spanguard._payload import clean, clean_text, is_plain, is_simple
+from spanguard._payload import as_mapping, clean, clean_key, clean_text, is_plain, is_simple
 from spanguard.exceptions import InvalidSpanArgumentError
 
 __all__ = ["attribute", "attributes", "end", "exception", "inputs", "orphan", "outputs"]
@@ -69,12 +70,44 @@ def attribute_names(
     findings: list[InvalidSpanArgumentError] = []
     named: dict[str, Any] = {}
     for key, value in values.items():
-        name = clean_text(key)
-        if _mlflow.is_reserved(name):
-            findings.append(reserved_key(name))
-            name = f"user.{name}"
+        name = clean_key(key)
+        if name.startswith("mlflow."):
+            if _mlflow.is_reserved(name):
+                findings.append(reserved_key(name))
+                name = f"user.{name}"
+            elif name in _mlflow.AGGREGATED_KEYS:
+                name, value = _aggregated(name, value, findings)
         named[name] = value
     return named, findings
+
+
+def _aggregated(name: str, value: Any, findings: list[InvalidSpanArgumentError]) -> tuple[str, Any]:
+    """Return what MLflow sums up over a trace as it must be: else it loses the trace."""
+    if name in _mlflow.TEXT_KEYS:
+        text = text_of(value)
+        if text is not None:
+            return name, text
+    else:
+        given = as_mapping(value)
+        counts = {key: number_of(count) for key, count in given.items() if type(key) is str}
+        fitting = {
+            key: count
+            for key, count in counts.items()
+            if count is not None and -_MOST < count < _MOST
+        }
+        if fitting and len(fitting) == len(given):
+            return name, fitting
+    wanted = "a string" if name in _mlflow.TEXT_KEYS else "a dict of names and numbers"
+    findings.append(
+        InvalidSpanArgumentError(
+            f"The attribute {name!r} is MLflow's own and must be {wanted}: with anything else "
+            f"MLflow loses the trace. It was recorded as 'user.{name}'."
+        )
+    )
+    return f"user.{name}", value
+
+
+_MOST = 2**53  # what a database keeps of a number
 
 
 def inputs(span: Any, value: Any) -> None:
@@ -105,7 +138,7 @@ def taken_outputs(span: Any, value: Any) -> None:
 
 def attribute(span: Any, key: Any, value: Any) -> InvalidSpanArgumentError | None:
     """Set one attribute; return a finding if its key is MLflow's own."""
-    findings = attributes(span, {key: value})
+    findings = attributes(span, {clean_key(key): value})  # a key may refuse to be hashed
     return findings[0] if findings else None
 
 

@@ -6,14 +6,21 @@ import re
 from typing import Any
 
 from spanguard import _mlflow
+from spanguard._given import is_a, items_of, kind_of, number_of, text_of, truth_of
 from spanguard._payload import clean_labels, clean_text, shortened, whole_text
 from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError
 
-__all__ = ["SpanRequest", "read_time"]
+__all__ = ["SpanRequest", "no_client", "read_time"]
 
 MAX_SPAN_NAME_CHARS = 4_000
 # A longer session id costs the whole trace on newer versions of MLflow (test_custom.py).
 MAX_SESSION_CHARS = 250
+
+_UNKNOWN = "UNKNOWN"
+_AS_MLFLOW = ("name", "span_type", "attributes")
+_AS_RECIPE = ("client", "name", "trace_id", "parent_id")
+_COLLECTIONS = (tuple, list, set, frozenset)
+_MOST = 1_000  # exception classes
 
 _OTEL_TRACE_ID = re.compile("[0-9a-fA-F]{32}")
 
@@ -50,13 +57,14 @@ class SpanRequest:
     def __init__(
         self,
         args: tuple[Any, ...],
+        /,
         *,
         name: Any = ...,
         trace_id: Any = None,
         request_id: Any = None,
         parent_id: Any = None,
         client: Any = None,
-        span_type: Any = "UNKNOWN",
+        span_type: Any = _UNKNOWN,
         inputs: Any = None,
         attributes: Any = None,
         tags: Any = None,
@@ -70,17 +78,25 @@ class SpanRequest:
         otel_trace_id: Any = None,
         new_trace: Any = False,
         expected: Any = (),
-        strict: bool | None = None,
+        strict: Any = None,
         **unknown: Any,
     ) -> None:
         self.findings: list[SpanguardError] = []
-        self.client = client
-        if args:
-            name, trace_id, parent_id = self._positional(args, name, trace_id, parent_id)
+        if len(args) == 1 and name is ...:
+            name = args[0]
+        elif args:
+            placed = self._placed(args, name)
+            name = self._one_of("name", placed, name, ...)
+            client = self._one_of("client", placed, client, None)
+            trace_id = self._one_of("trace_id", placed, trace_id, None)
+            parent_id = self._one_of("parent_id", placed, parent_id, None)
+            span_type = self._one_of("span_type", placed, span_type, _UNKNOWN)
+            attributes = self._one_of("attributes", placed, attributes, None)
         self.name = self._name(name)
+        self.client = client
         self.trace_id = self._id("trace_id", request_id if trace_id is None else trace_id)
         self.parent_id = self._id("parent_id", parent_id)
-        self.span_type = span_type if type(span_type) is str else self._type(span_type)
+        self.span_type = span_type if span_type is _UNKNOWN else self._type(span_type)
         self.inputs = inputs
         self.attributes = attributes
         self.tags = tags
@@ -103,26 +119,33 @@ class SpanRequest:
         # Set by _trace_ids.py:
         self.is_reserved = False  # the chosen trace id
         self.lost_trace_id: str | None = None  # the chosen one, if it was not to be had
-        self.new_trace = bool(new_trace)
-        self.expected = expected if expected == () else self._expected(expected)
-        self.strict = strict
+        self.new_trace = (
+            new_trace if new_trace is False else bool(self._flag("new_trace", new_trace))
+        )
+        self.expected = self._expected(expected)
+        self.strict = strict if strict is None else self._flag("strict", strict)
         for key in unknown:
             self._found(f"There is no argument {key!r}; it was ignored. Check its spelling.")
 
-    def _positional(self, args: tuple[Any, ...], name: Any, trace_id: Any, parent_id: Any) -> Any:
-        """Read `(name)` or the documented recipe's `(client, name, request_id, parent_id)`."""
-        if len(args) == 1 and name is ...:
-            return args[0], trace_id, parent_id
-        self.client, rest = args[0], list(args[1:])
-        if name is ... and rest:
-            name = rest.pop(0)
-        if rest:
-            trace_id = rest.pop(0)
-        if rest:
-            parent_id = rest.pop(0)
-        if rest:
-            self._found(f"{len(rest)} positional arguments too many were ignored.")
-        return name, trace_id, parent_id
+    def _placed(self, args: tuple[Any, ...], name: Any) -> dict[str, Any]:
+        """Read positional arguments: as `mlflow.start_span` takes them, or as the recipe does.
+
+        `(name, span_type, attributes)`, or `(client, name, request_id, parent_id)`.
+        """
+        form: tuple[str, ...] = _AS_MLFLOW if is_a(args[0], str) else _AS_RECIPE
+        if form is _AS_RECIPE and name is not ...:
+            form = tuple(place for place in form if place != "name")
+        if len(args) > len(form):
+            self._found(f"{len(args) - len(form)} positional arguments too many were ignored.")
+        return dict(zip(form, args, strict=False))
+
+    def _one_of(self, argument: str, placed: dict[str, Any], named: Any, default: Any) -> Any:
+        if argument not in placed:
+            return named
+        if named is default:
+            return placed[argument]
+        self._found(f"{argument} was given twice; what was given by its name was taken.")
+        return named
 
     def _found(self, text: str) -> None:
         name = getattr(self, "name", None)
@@ -131,7 +154,10 @@ class SpanRequest:
     def _name(self, name: Any) -> str:
         if type(name) is str and name:
             return clean_text(name, MAX_SPAN_NAME_CHARS)
-        text = "span" if name is ... or name == "" else clean_text(name, MAX_SPAN_NAME_CHARS)
+        text = "" if name is ... else clean_text(name, MAX_SPAN_NAME_CHARS)
+        if text and is_a(name, str):
+            return text
+        text = text or "span"
         self._found(
             f"A span needs a name that is a string with at least one character; it is called "
             f"{text!r}. Pass the name as the first argument."
@@ -141,21 +167,29 @@ class SpanRequest:
     def _id(self, argument: str, value: Any) -> str | None:
         if value is None or type(value) is str:
             return value
-        if isinstance(value, str):
-            return str.__str__(value)
-        self._found(
-            f"{argument} of span {self.name!r} is a {type(value).__name__}, not a string; it was "
-            "ignored. Pass span.trace_id or span.span_id."
-        )
-        return None
+        text = text_of(value)
+        if text is None:
+            self._found(
+                f"{argument} of span {self.name!r} is a {kind_of(value)}, not a string; it was "
+                "ignored. Pass span.trace_id or span.span_id."
+            )
+        return text
 
     def _type(self, span_type: Any) -> str:
         if span_type is None:
-            return "UNKNOWN"
-        if isinstance(span_type, str):  # an enumeration's member
-            return str.__str__(span_type)
-        self._found(f"span_type of span {self.name!r} is not a string. Pass one of SpanType.")
+            return _UNKNOWN
+        if not is_a(span_type, str):  # an enumeration's member is one
+            self._found(f"span_type of span {self.name!r} is not a string. Pass one of SpanType.")
         return clean_text(span_type)
+
+    def _flag(self, argument: str, value: Any) -> bool | None:
+        truth = truth_of(value)
+        if truth is None:
+            self._found(
+                f"{argument} of span {self.name!r} is a {kind_of(value)}, neither true nor false; "
+                "it was ignored. Pass True or False."
+            )
+        return truth
 
     def _start_time(self, value: Any) -> int | None:
         nanoseconds, finding = read_time("start_time_ns", value, self.name)
@@ -164,8 +198,9 @@ class SpanRequest:
         return nanoseconds
 
     def _otel_id(self, value: Any) -> str | None:
-        if isinstance(value, str) and _OTEL_TRACE_ID.fullmatch(value) and int(value, 16):
-            return str.lower(value)
+        text = text_of(value)
+        if text is not None and _OTEL_TRACE_ID.fullmatch(text) and int(text, 16):
+            return text.lower()
         self._found(
             f"otel_trace_id of span {self.name!r} is not 32 hexadecimal digits; a fresh id was "
             "taken. Pass f'{trace_id:032x}'."
@@ -173,8 +208,10 @@ class SpanRequest:
         return None
 
     def _expected(self, expected: Any) -> tuple[type[BaseException], ...]:
-        given = tuple(expected) if isinstance(expected, (tuple, list, set)) else (expected,)
-        kinds = tuple(k for k in given if isinstance(k, type) and issubclass(k, BaseException))
+        if type(expected) is tuple and not expected:
+            return ()
+        given = items_of(expected, _MOST) if is_a(expected, _COLLECTIONS) else [expected]
+        kinds = tuple(k for k in given if is_a(k, type) and issubclass(k, BaseException))
         if len(kinds) != len(given):
             self._found(
                 f"expected of span {self.name!r} holds something that is no exception class; it "
@@ -215,19 +252,24 @@ class SpanRequest:
         return metadata
 
 
+def no_client(client: Any, name: str) -> InvalidSpanArgumentError:
+    """Make a finding of a client that starts no spans."""
+    return InvalidSpanArgumentError(
+        f"The client of {name!r} is a {kind_of(client)}, which starts no spans; it was ignored. "
+        "Pass an MlflowClient, or nothing.",
+        span_name=name,
+    )
+
+
 def read_time(
     argument: str, value: Any, span_name: str
 ) -> tuple[int | None, InvalidSpanArgumentError | None]:
     """Read a time in nanoseconds: the time, None for now; and what is wrong with it."""
     if value is None:
         return None, None
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        try:
-            nanoseconds = int(value)
-            if 0 < nanoseconds < 2**63:
-                return nanoseconds, None
-        except (ValueError, OverflowError):
-            pass
+    nanoseconds = number_of(value)
+    if nanoseconds is not None and 0 < nanoseconds < 2**63:
+        return int(nanoseconds), None
     return None, InvalidSpanArgumentError(
         f"{argument} of span {span_name!r} is not a time in nanoseconds since 1970; now "
         "was taken. Pass time.time_ns().",

@@ -16,12 +16,13 @@ from spanguard._config import is_strict
 from spanguard._context import LOST_PARENT, ambient_span
 from spanguard._dropped import do_put_aside, is_anything_put_aside
 from spanguard._findings import contained, internal_error, settle
+from spanguard._given import attribute_of, is_a, items_of, kind_of
 from spanguard._opened import OpenedSpan
 from spanguard._outcome import classify
 from spanguard._payload import as_mapping, clean, clean_attributes
 from spanguard._placement import Place, place, root_place
 from spanguard._proxy import SpanProxy
-from spanguard._request import SpanRequest
+from spanguard._request import SpanRequest, no_client
 from spanguard._site import user_site
 from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError, SpanguardWarning
 
@@ -121,19 +122,18 @@ def _check_trace_arguments(request: SpanRequest, spot: Place) -> None:
                 )
             )
     elif request.experiment_id is not None:
-        finding = _experiments.check(request.experiment_id, request.name)
+        request.experiment_id, finding = _experiments.read(request.experiment_id, request.name)
         if finding is not None:
             request.findings.append(finding)
-            request.experiment_id = None
 
 
 def _attributes(request: SpanRequest) -> dict[str, Any]:
-    if not request.attributes:
+    if request.attributes is None:
         return {}
-    if not isinstance(request.attributes, dict):
+    if not is_a(request.attributes, dict):
         request.findings.append(
             InvalidSpanArgumentError(
-                f"attributes of span {request.name!r} is a {type(request.attributes).__name__}, "
+                f"attributes of span {request.name!r} is a {kind_of(request.attributes)}, "
                 "not a dict; what it holds was recorded. Pass a dict.",
                 span_name=request.name,
             )
@@ -184,7 +184,8 @@ def _start_at(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> 
 
 
 def _start_child(request: SpanRequest, parent: Any, attributes: dict[str, Any]) -> Any:
-    if request.client is None:
+    start = _start_of_client(request, "start_span")
+    if start is None:
         if request.start_time_ns is None:
             live = _mlflow.start_plain_child(parent, request.name)
             if live is not None:
@@ -192,7 +193,7 @@ def _start_child(request: SpanRequest, parent: Any, attributes: dict[str, Any]) 
         return _mlflow.start_child(
             parent, request.name, span_type=request.span_type, start_time_ns=request.start_time_ns
         )
-    return request.client.start_span(
+    return start(
         name=request.name,
         trace_id=parent.trace_id,
         parent_id=parent.span_id,
@@ -205,7 +206,8 @@ def _start_root(request: SpanRequest, attributes: dict[str, Any]) -> Any:
     trace = {"tags": request.trace_tags() or None}
     if request.experiment_id is not None:
         trace["experiment_id"] = request.experiment_id
-    if request.client is None:
+    start = _start_of_client(request, "start_trace")
+    if start is None:
         return _mlflow.start_root(
             request.name,
             span_type=request.span_type,
@@ -215,13 +217,30 @@ def _start_root(request: SpanRequest, attributes: dict[str, Any]) -> Any:
         )
     given = {key: value for key, value in trace.items() if value is not None}
     payloads = _client_payloads(request, attributes)
-    live = request.client.start_trace(
-        name=request.name, span_type=request.span_type, **given, **payloads
-    )
+    live = start(name=request.name, span_type=request.span_type, **given, **payloads)
     metadata = request.trace_metadata()
     if metadata:
         _mlflow.add_to_trace(live.trace_id, {}, metadata)
     return live
+
+
+def _start_of_client(request: SpanRequest, name: str) -> Any:
+    """Return the given client's method; where it has none, it is no client, and that is told.
+
+    Asked for here only, where it is called: a double may take down what it is asked for.
+    """
+    if request.client is None:
+        return None
+    start = attribute_of(request.client, name)
+    if callable(start):
+        return start
+    finding = no_client(request.client, request.name)
+    settle(
+        [finding] if is_strict(request.strict) else [], strict=True, raised=None, site=user_site(2)
+    )
+    request.findings.append(finding)
+    request.client = None
+    return None
 
 
 def _client_payloads(request: SpanRequest, attributes: dict[str, Any]) -> dict[str, Any]:
@@ -257,8 +276,8 @@ def _record_start(
             metadata = request.trace_metadata()
             metadata.pop(_mlflow.RUN_KEY, None)
             _mlflow.add_to_trace(live.trace_id, request.trace_tags(), metadata)
-    if request.links:
-        for link in request.links if isinstance(request.links, Iterable) else [request.links]:
+    if request.links is not None:
+        for link in items_of(request.links, _mlflow.MAX_LINKS):
             opened.proxy.add_link(link)
 
 

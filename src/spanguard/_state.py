@@ -14,11 +14,13 @@ from mlflow.entities import LiveSpan
 
 from spanguard import _registry
 from spanguard._block import Block
-from spanguard._config import is_strict
+from spanguard._config import MAX_MESSAGE_CHARS, is_strict
 from spanguard._context import OverlappingAmbient, Strand, pushed
 from spanguard._findings import settle
+from spanguard._given import attribute_of, is_a, is_the_users, kind_of, text_of
 from spanguard._mlflow import otel_span
 from spanguard._opened import OpenedSpan, left_open_finding, orphans_finding
+from spanguard._payload import clean_text, safe_repr
 from spanguard._proxy import parse_status
 from spanguard._registry import OpenSpan
 from spanguard._request import SpanRequest
@@ -26,6 +28,7 @@ from spanguard._site import Site, user_site
 from spanguard._span import open_span
 from spanguard.exceptions import (
     EmptyTraceStackError,
+    InvalidSpanArgumentError,
     SpanguardError,
     SpanOrderError,
     UnknownSpanError,
@@ -105,8 +108,9 @@ class TraceStateManager:
     def __init__(
         self, client: Any = None, *, scope: Scope = "context", strict: bool | None = None
     ) -> None:
-        if scope not in ("context", "process"):
-            raise ValueError(f'scope must be "context" or "process", not {scope!r}')
+        if text_of(scope) not in ("context", "process"):
+            shown = clean_text(safe_repr(scope), 100)
+            raise ValueError(f'scope must be "context" or "process", not {shown}')
         self._client = client
         self._scope: Scope = scope
         self._strict = strict
@@ -210,10 +214,13 @@ class TraceStateManager:
         outputs: Any = None,
         attributes: dict[str, Any] | None = None,
         status: Any = None,
+        error: BaseException | None = None,
     ) -> LiveSpan | None:
         """Close the innermost span, or the given one, and return it.
 
-        A span that is not on top: what is above it is closed first, as orphaned. A span may be
+        With `error` it ends as if that exception had left its block: with the status, outcome
+        and event that fit it. So a callback like `on_error(exc)` can say why the work failed. A
+        span that is not on top: what is above it is closed first, as orphaned. A span may be
         popped by handle from another thread or task. Nothing to pop: None. A span that is not
         this manager's, or was popped before: nothing is done.
 
@@ -227,7 +234,7 @@ class TraceStateManager:
             findings, strict = self._nothing_to_pop(span), self._strict
         else:
             findings, strict = (
-                self._pop(frame, popped, (outputs, attributes, status)),
+                self._pop(frame, popped, (outputs, attributes, status), error),
                 popped.strict,
             )
         if findings:
@@ -243,7 +250,7 @@ class TraceStateManager:
         return None
 
     def _frame_of(self, span: Any) -> _Frame | None:
-        wanted = otel_span(span)
+        wanted = _otel_span_of(span)
         with self._lock:
             for frame, opened in reversed(self._pushed.items()):
                 same = wanted is not None and otel_span(opened.live) is wanted
@@ -259,7 +266,7 @@ class TraceStateManager:
                 "thread or task that pushed, or by handle: pop_trace(span)."
             )
             return [error] if is_strict(self._strict) else []
-        name, span_id = getattr(span, "name", None), getattr(span, "span_id", None)
+        name, span_id = text_of(attribute_of(span, "name")), text_of(attribute_of(span, "span_id"))
         return [
             UnknownSpanError(
                 f"Span {name!r} ({span_id}) is not on this manager's stack: it was popped "
@@ -278,6 +285,9 @@ class TraceStateManager:
     ) -> list[SpanguardError]:
         """Close a frame that is off the stack, and what stands above it first."""
         findings: list[SpanguardError] = []
+        if raised is not None and not is_a(raised, BaseException):
+            raised, finding = _as_exception(raised, popped.name)
+            findings.append(finding)
         if popped.is_open:
             closed = self._close_above(frame, popped)
             findings += orphans_finding(popped, closed, SpanOrderError)
@@ -425,6 +435,24 @@ class PushedBlock(Block[LiveSpan]):
         pushed, self._pushed = self._pushed, None
         if pushed is not None:
             self._manager._leave(*pushed, exc)
+
+
+def _otel_span_of(handle: Any) -> Any:
+    """Return the OpenTelemetry span under a handle, which may be anything at all."""
+    try:
+        return otel_span(handle)
+    except BaseException as error:
+        if is_the_users(error):
+            raise
+        return None
+
+
+def _as_exception(given: Any, span_name: str) -> tuple[Exception, InvalidSpanArgumentError]:
+    return Exception(clean_text(given, MAX_MESSAGE_CHARS)), InvalidSpanArgumentError(
+        f"error of span {span_name!r} is a {kind_of(given)}, no exception; its text was recorded "
+        "as one. Pass the exception.",
+        span_name=span_name,
+    )
 
 
 def _standing(frame: _Frame | None) -> _Frame | None:

@@ -12,6 +12,8 @@ from types import TracebackType
 
 from spanguard import _exit, _registry
 from spanguard._findings import contained, logger, warn_once
+from spanguard._given import number_of
+from spanguard._payload import clean_text, safe_repr
 from spanguard._registry import Entry
 from spanguard._settings import Mark, Setting, context_settings, innermost
 from spanguard.exceptions import SpanOpenTooLongWarning
@@ -184,11 +186,13 @@ def watch(open_longer_than: float | None) -> WatchSetting:
     ...     pass
     """
     if open_longer_than is not None:
-        is_number = isinstance(open_longer_than, (int, float))
-        if not is_number or open_longer_than is True or not 0 < open_longer_than < math.inf:
+        seconds = number_of(open_longer_than)
+        if seconds is None or not 0 < seconds < math.inf:
             raise ValueError(
-                f"open_longer_than must be a positive number of seconds, not {open_longer_than!r}"
+                "open_longer_than must be a positive number of seconds, not "
+                f"{clean_text(safe_repr(open_longer_than), 100)}"
             )
+        open_longer_than = min(seconds, threading.TIMEOUT_MAX)
         with contained("starting to hear of spans"):
             _exit.listen()
     setting = WatchSetting(open_longer_than)
