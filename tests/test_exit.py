@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 import spanguard
+from tests import servers
+from tests.processes import run_script
 from tests.store import Store, outcome, status
 
 PREAMBLE = """
@@ -170,10 +172,10 @@ def test_a_signal_goes_on_to_the_handler_that_was_there_before(store: Store) -> 
 def test_a_signal_that_meets_a_held_lock_is_handled_when_it_is_free(store: Store) -> None:
     returned, errors = run(
         """
-        from spanguard import _registry
+        from mlflow.tracing.trace_manager import InMemoryTraceManager
         spanguard.install_signal_handlers()
         leave_three_open()
-        with _registry._lock:
+        with InMemoryTraceManager.get_instance()._lock:
             os.kill(os.getpid(), signal.SIGTERM)
             print("the handler has returned", flush=True)
         time.sleep(60)
@@ -260,6 +262,93 @@ def test_spans_of_threads_that_still_work_are_not_closed_too_early(store: Store)
     assert returned == 0, errors
     span = store.spans()["job"]
     assert (status(span), outcome(span)) == ("OK", "ok")
+
+
+LATE = {
+    "in a thread, after the main thread has ended": """
+        import spanguard, threading, time
+        def work():
+            main.join()
+            trace_something()
+        main = threading.main_thread()
+        threading.Thread(target=work).start()
+    """,
+    "in an exit hook that is older than the import": """
+        atexit.register(lambda: trace_something())
+        import spanguard
+    """,
+    "in an exit hook that is younger than the import": """
+        import spanguard
+        atexit.register(lambda: trace_something())
+    """,
+    "in an exit hook that is older than earlier spans": """
+        atexit.register(lambda: trace_something())
+        import spanguard
+        with spanguard.traced_span("early"):
+            pass
+    """,
+    "in two exit hooks around earlier spans": """
+        import spanguard
+        atexit.register(lambda: trace_something())
+        with spanguard.traced_span("early"):
+            pass
+        atexit.register(lambda: open_something())
+    """,
+}
+NO_THREADS_AT_EXIT = (3, 12) <= sys.version_info < (3, 12, 2)
+
+
+@pytest.mark.skipif(NO_THREADS_AT_EXIT, reason="this Python starts no threads at exit")
+@pytest.mark.parametrize("when", LATE)
+def test_spans_that_are_opened_very_late_are_stored(when: str, store: Store) -> None:
+    """However late a span is opened and ended, the store has it, and nothing is said to fail."""
+    done = run_script(
+        """
+import atexit
+def trace_something():
+    import mlflow
+    from spanguard import traced_span
+    with traced_span("late"), mlflow.start_span("below"):
+        pass
+def open_something():
+    from spanguard import traced_span
+    traced_span("left open").__enter__()
+"""
+        + textwrap.dedent(LATE[when]),
+        store,
+        MLFLOW_ASYNC_TRACE_LOGGING_MAX_INTERVAL_MILLIS="5000",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "failed" not in done.stderr and "Error" not in done.stderr, done.stderr
+    early = {"early"} if "early" in LATE[when] else set()
+    left = {"left open"} if "open_something" in LATE[when] else set()
+    assert set(store.spans()) == {"late", "below"} | early | left
+
+
+@pytest.mark.skipif(NO_THREADS_AT_EXIT, reason="this Python starts no threads at exit")
+def test_late_spans_wait_for_a_dead_server_once(store: Store) -> None:
+    """Many that end after the exit's own wait do not each wait for it again."""
+    with servers.hung() as uri:
+        done = run_script(
+            f"""
+            import atexit
+            def trace_something():
+                from spanguard import traced_span
+                for _ in range(60):
+                    with traced_span("late"):
+                        pass
+            atexit.register(trace_something)
+            import mlflow, spanguard
+            mlflow.set_tracking_uri({uri!r})
+            mlflow.environment_variables.MLFLOW_HTTP_REQUEST_TIMEOUT.set(300)
+            spanguard.limits(exit_seconds=1)
+            if mlflow.__version__.startswith("3.10."):
+                mlflow.set_tracking_uri({store.uri!r})  # an end waits for the server itself
+            """,
+            store,
+            seconds=60,
+        )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_wait_at_exit_is_checked() -> None:

@@ -293,8 +293,10 @@ def _be_there_before_threads_are_joined() -> None:
     register = getattr(threading, "_register_atexit", None)
     if register is not None and not _is_there_before_threads_are_joined:
         _is_there_before_threads_are_joined = True
-        with contained("registering for the end of the process"):
+        try:
             register(_before_threads_are_joined)
+        except RuntimeError:  # the main thread has ended: that moment has passed (test_exit.py)
+            _before_threads_are_joined()
 
 
 def _before_threads_are_joined() -> None:
@@ -331,6 +333,29 @@ def _on_failed_thread(args: Any) -> None:
 
 def _at_exit() -> None:
     close_and_flush("exit", current_limits().exit_seconds, _unhandled())
+    with contained("preparing for spans of later exit hooks"):
+        # Hooks that were registered before ours still run. MLflow's own would shut tracing down
+        # for them, and has nothing left to store.
+        _mlflow.let_go_at_exit()
+        _mlflow.at_end_of_trace = _deliver_now
+
+
+def _deliver_now() -> None:
+    """Store what has just ended: no hook of ours or of MLflow's will run any more."""
+    with contained("storing a trace at the very end"):
+        hand_over(current_limits().exit_seconds)
+
+
+def _at_the_very_end() -> None:
+    """Do the same where the first span was opened by an exit hook: too late to register one."""
+    if _mlflow.at_end_of_trace is None:
+        _at_exit()
+    else:
+        with contained("closing what exit hooks left open"):
+            close_all("exit")
+
+
+atexit.register(_at_the_very_end)
 
 
 def _unhandled() -> BaseException | None:

@@ -1293,6 +1293,13 @@ def note_end_of_trace(otel_trace_id: int) -> None:
         ledger.ended(otel_trace_id)
         if not knows_trace(otel_trace_id):
             ledger.forget(otel_trace_id)
+    if at_end_of_trace is not None and _recording is None:
+        at_end_of_trace()
+
+
+# What is to be done when a root has ended, once the process is so far on its way out that
+# nothing else of ours will run.
+at_end_of_trace: Callable[[], object] | None = None
 
 
 def _close_ledger() -> None:
