@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,14 @@ from typing import Any
 
 import spanguard
 
-__all__ = ["Interrupt", "lines_of", "run_interrupted"]
+__all__ = [
+    "Interrupt",
+    "SoftTimeLimit",
+    "by_ctrl_c",
+    "by_signal_handler",
+    "lines_of",
+    "run_interrupted",
+]
 
 OURS = str(Path(spanguard.__file__).parent)
 
@@ -19,6 +27,27 @@ Line = tuple[str, int]
 
 class Interrupt(KeyboardInterrupt):
     """What the tracer raises. Not an Exception: nothing of ours may catch it and go on."""
+
+
+class SoftTimeLimit(Exception):
+    """What a signal handler raises: an Exception like any other, but for where it comes from."""
+
+
+def by_ctrl_c() -> None:
+    raise Interrupt
+
+
+def by_signal_handler() -> None:
+    """Let a real handler raise, as that of Celery's soft time limit does."""
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        raise SoftTimeLimit
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def _is_ours(frame: FrameType) -> bool:
@@ -39,7 +68,12 @@ def lines_of(work: Callable[[], Any]) -> list[tuple[Line, int]]:
     return list(seen.items())
 
 
-def run_interrupted(work: Callable[[], Any], at: Line, turn: int) -> bool:
+def run_interrupted(
+    work: Callable[[], Any],
+    at: Line,
+    turn: int,
+    interrupt: Callable[[], None] = by_ctrl_c,
+) -> bool:
     """Run a piece of work, interrupted at a line the n-th time it comes there.
 
     Returns:
@@ -56,12 +90,12 @@ def run_interrupted(work: Callable[[], Any], at: Line, turn: int) -> bool:
             left[0] -= 1
             if not left[0]:
                 unraisable = _is_in_finalizer(frame)
-                raise Interrupt
+                interrupt()
         return local
 
     try:
         _traced(work, lambda frame, event, arg: local if _is_ours(frame) else None)
-    except Interrupt:
+    except (Interrupt, SoftTimeLimit):
         return True
     return bool(left[0]) or unraisable
 

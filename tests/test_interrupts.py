@@ -21,7 +21,7 @@ from spanguard import (
     traced,
     traced_span,
 )
-from tests.interrupts import Line, lines_of, run_interrupted
+from tests.interrupts import Line, by_ctrl_c, by_signal_handler, lines_of, run_interrupted
 from tests.store import Store
 
 # -- what is interrupted -------------------------------------------------------------------------
@@ -149,6 +149,25 @@ def turns(count: int) -> list[int]:
 def test_an_interrupt_at_any_line_of_ours(
     store: Store, work: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    sweep(store, work, by_ctrl_c, monkeypatch)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("work", [nested_blocks, push_and_pop], ids=lambda work: work.__name__)
+def test_what_a_signal_handler_raises_at_any_line_of_ours(
+    store: Store, work: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the user's exception, also where MLflow contains what its processors raise."""
+    sweep(store, work, by_signal_handler, monkeypatch)
+
+
+def sweep(
+    store: Store,
+    work: Callable[[], Any],
+    by: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Interrupt a piece of work at each line of ours that it runs, and look at what is left."""
     started: dict[str, str] = {}
     note_started_traces(monkeypatch, started)
     with warnings.catch_warnings():
@@ -158,12 +177,12 @@ def test_an_interrupt_at_any_line_of_ours(
         wrong: list[str] = []
         for number, (line, turn) in enumerate(places):
             where = f"{line[0].rpartition('/')[2]}:{line[1]} ({turn})"
-            wrong += interrupt(work, line, turn, where)
+            wrong += interrupt(work, line, turn, by, where)
             for trace_id in list(started):
                 started[trace_id] = started[trace_id] or where
             if number % 200 == 199:
-                assert spanguard.flush(60)
-    assert spanguard.flush(60)
+                spanguard.flush(60)
+    spanguard.flush(60)
     lost = [f"{where}: the trace is lost" for where in unreadable(started)]
     print(
         f"\n{work.__name__}: {len(places)} interrupts, {len(wrong)} violations, "
@@ -172,10 +191,12 @@ def test_an_interrupt_at_any_line_of_ours(
     assert wrong + lost == []
 
 
-def interrupt(work: Callable[[], Any], line: Line, turn: int, where: str) -> list[str]:
+def interrupt(
+    work: Callable[[], Any], line: Line, turn: int, by: Callable[[], None], where: str
+) -> list[str]:
     """Interrupt a piece of work; return what is not as it should be afterwards."""
     wrong = []
-    if not run_interrupted(work, line, turn):
+    if not run_interrupted(work, line, turn, by):
         wrong.append(f"{where}: the interrupt did not reach the user")
     spanguard.close_open_spans()
     if spanguard.open_spans():

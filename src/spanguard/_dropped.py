@@ -7,12 +7,20 @@ finalizer only puts its work aside. Whoever next opens, ends or flushes does it,
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable
+from types import FrameType
 
 from spanguard._findings import contained
 
-__all__ = ["do_put_aside", "forget_put_aside", "is_anything_put_aside", "put_aside"]
+__all__ = [
+    "do_put_aside",
+    "forget_put_aside",
+    "is_anything_put_aside",
+    "is_inside_tracing",
+    "put_aside",
+]
 
 _put_aside: deque[Callable[[], object]] = deque()
 
@@ -35,3 +43,39 @@ def do_put_aside() -> None:
 
 # In a forked child: what was put aside is open in the parent, and the parent closes it.
 forget_put_aside = _put_aside.clear
+
+
+# Modules that hold locks, or half done work, while code of theirs runs. Those that call the
+# user's code (decorators, MLflow's fluent API) hold none meanwhile.
+_MAY_HOLD_LOCKS = (
+    "logging",
+    "mlflow.entities.",
+    "mlflow.tracing.export.",
+    "mlflow.tracing.processor.",
+    "mlflow.tracing.trace_manager",
+    "opentelemetry.",
+    "queue",
+    "spanguard._context",
+    "spanguard._mlflow",
+    "spanguard._opened",
+    "spanguard._payload",
+    "spanguard._record",
+    "spanguard._registry",
+    "threading",
+)
+
+
+def is_inside_tracing() -> bool:
+    """Tell whether the caller's caller was called in the middle of tracing: by the collector."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        module = frame.f_globals.get("__name__")
+        # The thread's own frames at the bottom of the stack are no work of threading's.
+        is_bottom = module == "threading" and frame.f_code.co_name in _BOTTOM
+        if not is_bottom and isinstance(module, str) and module.startswith(_MAY_HOLD_LOCKS):
+            return True
+        frame = frame.f_back
+    return False
+
+
+_BOTTOM = frozenset({"_bootstrap", "_bootstrap_inner", "run"})

@@ -15,7 +15,13 @@ from typing import Any
 from spanguard import _mlflow, _outliving, _registry
 from spanguard._config import current_limits, waiting_time
 from spanguard._dropped import do_put_aside
-from spanguard._findings import contained, internal_error, logger, settle
+from spanguard._findings import (
+    contained,
+    hold_back_the_users,
+    internal_error,
+    logger,
+    settle,
+)
 from spanguard._outcome import OK, ORPHANED
 from spanguard._proxy import parse_status
 from spanguard._registry import OpenSpan
@@ -276,6 +282,7 @@ def listen() -> None:
         # own, which waits for its queue, must come after the spans are closed.
         atexit.unregister(_at_exit)
         atexit.register(_at_exit)
+        _mlflow.hear_of_swallowed(hold_back_the_users)
         with contained("starting MLflow's export threads"):
             _mlflow.start_export_threads()
         _be_there_before_threads_are_joined()

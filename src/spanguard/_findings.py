@@ -9,9 +9,11 @@ import inspect
 import logging
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from types import FrameType, TracebackType
+from typing import Any
 
 from spanguard._config import is_strict
 from spanguard._site import Site
@@ -118,6 +120,7 @@ def internal_error(where: str, error: BaseException, *, quoted: bool = False) ->
     """
     users = the_users(error)
     if users is not None:
+        _hold_back(users)
         raise users
     key = (where, type(error).__qualname__)
     if key not in _logged:
@@ -214,6 +217,38 @@ def _arguments(frame: FrameType) -> list[object]:
     return given
 
 
+# What a signal handler raised in the middle of MLflow, or of what MLflow has called, and that may
+# be swallowed there. By thread.
+_held_back: dict[int, BaseException] = {}
+
+
+def _hold_back(users: BaseException) -> None:
+    _held_back[threading.get_ident()] = users
+
+
+def hold_back_the_users(error: BaseException) -> None:
+    """Take note of an error that MLflow swallows, if it is the user's."""
+    users = the_users(error)
+    if users is not None:
+        _hold_back(users)
+
+
+class nothing_held_back:
+    """A with-block at whose end the user's exception is raised that MLflow has swallowed in it."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        if _held_back:
+            _held_back.pop(threading.get_ident(), None)
+
+    def __exit__(self, exc_type: Any, error: BaseException | None, traceback: Any) -> None:
+        if _held_back:
+            held_back = _held_back.pop(threading.get_ident(), None)
+            if held_back is not None and error is None:
+                raise held_back
+
+
 class contained:
     """A with-block that keeps a failure of ours or of MLflow's away from the user's code.
 
@@ -234,7 +269,7 @@ class contained:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        if isinstance(error, Exception) and not is_the_users(error):
+        if isinstance(error, Exception):
             internal_error(self._where, error)
             return True
         return False

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import wrapt
 
 from spanguard._context import BodyContext
+from spanguard._dropped import is_inside_tracing, put_aside
 from spanguard._findings import contained
 from spanguard._items import Items
 from spanguard._opened import OpenedSpan
@@ -244,8 +245,30 @@ class TracedGenerator(_ObjectProxy):
 
     def __del__(self) -> None:
         drive = getattr(self, "_self_drive", None)
-        if drive is not None and drive.is_open and not sys.is_finalizing():
+        if drive is None or not drive.is_open or sys.is_finalizing():
+            return
+        if is_inside_tracing():
+            # The body's clean-up may open and end spans, which would wait for ever for what this
+            # very thread holds (issue 9, A1).
+            generator, outcome = self.__wrapped__, drive.dropped_as()
+            put_aside(lambda: _close_dropped(generator, drive, outcome))
+        else:  # here, as Python does it: `break` runs the body's clean-up before the next line
             self._self_close(drive.dropped_as())
+
+
+def _close_dropped(generator: Any, drive: _Drive, outcome: Outcome) -> None:
+    with drive.body:
+        try:
+            generator.close()
+        except BaseException as error:
+            drive.finish(error)
+            raise
+        drive.finish(None, outcome)
+
+
+def _finish_dropped(drive: _Drive, outcome: Outcome) -> None:
+    with drive.body:
+        drive.finish(None, outcome)
 
 
 class TracedAsyncGenerator(_ObjectProxy):
@@ -333,8 +356,7 @@ class TracedAsyncGenerator(_ObjectProxy):
         outcome = drive.dropped_as()
         loop = self._self_loop
         if loop is None or loop.is_closed() or self.__wrapped__.ag_frame is None:
-            with drive.body:
-                drive.finish(None, outcome)
+            put_aside(lambda: _finish_dropped(drive, outcome))
             return
         # As asyncio does with a plain one: its clean-up may await, so it runs in the loop.
         generator = self.__wrapped__
@@ -412,7 +434,10 @@ class TracedCoroutine(_ObjectProxy):
         run = getattr(self, "_self_run", None)
         if run is not None and run.gi_frame is not None and not sys.is_finalizing():
             self._self_abandoned.append(True)
-            run.close()
+            if is_inside_tracing():
+                put_aside(run.close)
+            else:
+                run.close()
 
 
 class TracedGeneratorCoroutine(TracedCoroutine):

@@ -30,6 +30,9 @@ a span processor's `_on_ending`, and the       where another API ends a span of 
 `tracing.utils.TraceJSONEncoder`               to know beforehand what MLflow's own dump will do;
                                                without: `json` with `default=str`
 `tracing.attachments.Attachment`               must not be rewritten; without (3.10): there are none
+the loggers of what starts and ends spans      MLflow swallows what a signal handler raises in the
+                                               middle of it, with one line in its log; without: or
+                                               where that line is switched off, it stays swallowed
 the OpenTelemetry span's `_lock`               whether a span is being written, by this very thread
                                                where a finalizer runs in the middle of it; without:
                                                closing it there is not put aside
@@ -789,6 +792,31 @@ def is_recording_kind(otel: Any) -> bool:
 def has_ended(otel: Any) -> bool:
     """Tell whether an OpenTelemetry span has ended. Spans that never record have not."""
     return isinstance(otel, ReadableSpan) and otel.end_time is not None
+
+
+_SWALLOWING = ("mlflow.entities.span", "mlflow.tracing.fluent", "mlflow.tracking.client")
+
+
+class _Swallowed(logging.Filter):
+    """Sees what MLflow swallows: it writes its line while the exception is being handled."""
+
+    def __init__(self, tell: Callable[[BaseException], object]) -> None:
+        super().__init__()
+        self._tell = tell
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = sys.exc_info()[1]
+        if error is not None:
+            self._tell(error)
+        return True
+
+
+def hear_of_swallowed(tell: Callable[[BaseException], object]) -> None:
+    """Tell of each exception that MLflow's start or end of a span swallows, in its thread."""
+    for name in _SWALLOWING:
+        logger = logging.getLogger(name)
+        if not any(isinstance(one, _Swallowed) for one in logger.filters):
+            logger.addFilter(_Swallowed(tell))
 
 
 # How often, and after how many seconds, a span that is being written is looked at again.

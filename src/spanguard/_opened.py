@@ -11,8 +11,14 @@ from typing import Any, cast
 from spanguard import _mlflow, _outliving, _record, _registry
 from spanguard._config import is_strict
 from spanguard._context import Ambient
-from spanguard._dropped import do_put_aside, is_anything_put_aside, put_aside
-from spanguard._findings import contained, internal_error, note_unraised, settle
+from spanguard._dropped import do_put_aside, is_anything_put_aside, is_inside_tracing, put_aside
+from spanguard._findings import (
+    contained,
+    internal_error,
+    note_unraised,
+    nothing_held_back,
+    settle,
+)
 from spanguard._outcome import ABANDONED, OK, Outcome, classify
 from spanguard._payload import as_mapping, clean, clean_attributes
 from spanguard._proxy import SpanProxy, parse_status
@@ -153,17 +159,27 @@ class OpenedSpan:
         Except for what is the user's: an interrupt inside this very code passes, and the span is
         ended all the same.
         """
-        if is_anything_put_aside():
-            do_put_aside()
-        if self.entry is not None and _mlflow.is_being_written(self.entry.otel):
+        if self._must_wait(raised):
             at = end_time_ns or time.time_ns()
             put_aside(lambda: self.close(raised, by=by, outcome=outcome, end_time_ns=at))
             return []
+        if is_anything_put_aside():
+            do_put_aside()
         try:
-            return self._close(raised, by, outcome, end_time_ns)
+            with nothing_held_back():
+                return self._close(raised, by, outcome, end_time_ns)
         except BaseException as interrupt:
             self._close_interrupted(raised or interrupt, by, end_time_ns)
             raise
+
+    def _must_wait(self, raised: BaseException | None) -> bool:
+        """Tell whether closing here and now could wait for what this very thread holds.
+
+        Where the collector closes a generator that holds a block open, in the middle of a write.
+        """
+        if isinstance(raised, GeneratorExit) and is_inside_tracing():
+            return True
+        return self.entry is not None and _mlflow.is_being_written(self.entry.otel)
 
     def _close(
         self,

@@ -15,7 +15,7 @@ from spanguard._block import Block
 from spanguard._config import is_strict
 from spanguard._context import LOST_PARENT, ambient_span
 from spanguard._dropped import do_put_aside, is_anything_put_aside
-from spanguard._findings import contained, internal_error, settle
+from spanguard._findings import contained, internal_error, nothing_held_back, settle
 from spanguard._given import attribute_of, is_a, items_of, kind_of
 from spanguard._opened import OpenedSpan
 from spanguard._outcome import classify
@@ -44,10 +44,11 @@ def open_span(
         do_put_aside()
     since = time.monotonic()
     try:
-        if request.otel_trace_id is None:
-            return _open(request, activate, parent)
-        with _trace_ids.reserved(request):
-            return _open(request, activate, parent)
+        with nothing_held_back():
+            if request.otel_trace_id is None:
+                return _open(request, activate, parent)
+            with _trace_ids.reserved(request):
+                return _open(request, activate, parent)
     except BaseException as error:  # Ctrl-C between any two lines: leave nothing open
         _close_begun(since, error)
         raise
