@@ -45,8 +45,8 @@ def do_put_aside() -> None:
 forget_put_aside = _put_aside.clear
 
 
-# Modules that hold locks, or half done work, while code of theirs runs. Those that call the
-# user's code (decorators, MLflow's fluent API) hold none meanwhile.
+# Modules that hold locks while code of theirs runs. Those that call the user's code (MLflow's
+# fluent API) hold none meanwhile; nor do we.
 _MAY_HOLD_LOCKS = (
     "logging",
     "mlflow.entities.",
@@ -55,19 +55,13 @@ _MAY_HOLD_LOCKS = (
     "mlflow.tracing.trace_manager",
     "opentelemetry.",
     "queue",
-    "spanguard._context",
-    "spanguard._mlflow",
-    "spanguard._opened",
-    "spanguard._payload",
-    "spanguard._record",
-    "spanguard._registry",
     "threading",
 )
 
 
 def is_inside_tracing() -> bool:
-    """Tell whether the caller's caller was called in the middle of tracing: by the collector."""
-    frame: FrameType | None = sys._getframe(2)
+    """Tell whether we were called in the middle of MLflow or OpenTelemetry: by the collector."""
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__")
         # The thread's own frames at the bottom of the stack are no work of threading's.

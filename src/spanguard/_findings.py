@@ -16,7 +16,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from spanguard._config import is_strict
-from spanguard._site import Site
+from spanguard._site import Site, is_machinery
 from spanguard.exceptions import SpanguardError, SpanguardWarning
 
 __all__ = ["contained", "internal_error", "is_the_users", "settle", "warn_once"]
@@ -118,10 +118,7 @@ def internal_error(where: str, error: BaseException, *, quoted: bool = False) ->
         quoted: say MLflow's own message too, which often names the cure. For what is done without
             a payload: listening, looking up, flushing.
     """
-    users = the_users(error)
-    if users is not None:
-        _hold_back(users)
-        raise users
+    let_the_users_pass(error)
     key = (where, type(error).__qualname__)
     if key not in _logged:
         if len(_logged) >= _MAX_REMEMBERED:
@@ -189,7 +186,15 @@ def the_users(error: BaseException) -> BaseException | None:
         if found is None or issubclass(type(found), KeyboardInterrupt) or _is_of_a_handler(found):
             return found
         found = found.__context__ if found.__cause__ is None else found.__cause__
+        if found is not None and not _was_caught_by_machinery(found):
+            return None  # the one that is on its way through a block of the user's already
     return None
+
+
+def _was_caught_by_machinery(error: BaseException) -> bool:
+    """Tell an exception that MLflow or we have caught from one that came from the user's code."""
+    traceback = error.__traceback__
+    return traceback is not None and is_machinery(traceback.tb_frame.f_globals.get("__name__"))
 
 
 def _is_of_a_handler(error: BaseException) -> bool:
@@ -224,6 +229,14 @@ _held_back: dict[int, BaseException] = {}
 
 def _hold_back(users: BaseException) -> None:
     _held_back[threading.get_ident()] = users
+
+
+def let_the_users_pass(error: BaseException) -> None:
+    """Raise the user's exception that an error caught in our code is, or was made of."""
+    users = the_users(error)
+    if users is not None:
+        _hold_back(users)
+        raise users
 
 
 def hold_back_the_users(error: BaseException) -> None:

@@ -305,7 +305,7 @@ def no_active_span() -> Iterator[None]:
 
 # -- hearing of every span ---------------------------------------------------------------------
 
-_watch_lock = threading.Lock()
+_watch_lock = threading.RLock()  # re-entrant: a finalizer may open a span meanwhile
 _watched: Any = None
 _tracer: Any = None  # of the watched provider
 
@@ -1113,7 +1113,7 @@ def link(otel: Any, trace_id: str, span_id: str) -> None:
         live.add_link(_link_type(trace_id, span_id))
 
 
-_remote_lock = threading.Lock()
+_remote_lock = threading.RLock()
 _remote_holds: dict[int, int] = {}
 
 
@@ -1743,7 +1743,7 @@ def start_afresh_in_child() -> None:
     global _remote_lock, _tracer, _watch_lock, _watched, ledger
     _watched = _tracer = None
     ledger = Ledger()
-    _watch_lock, _remote_lock = threading.Lock(), threading.Lock()
+    _watch_lock, _remote_lock = threading.RLock(), threading.RLock()
     _remote_holds.clear()
     _leave_provider_behind()
     manager: Any = InMemoryTraceManager

@@ -6,7 +6,7 @@ import sys
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
-__all__ = ["Site", "opener", "user_site"]
+__all__ = ["Site", "is_machinery", "opener", "user_site"]
 
 # Their frames stand between a user's line and the span it opens.
 _MACHINERY = frozenset(
@@ -45,6 +45,12 @@ def _classify(module: Any) -> bool:
     if machinery and text.partition(".")[0] != "spanguard" and second not in _CALLED_BY_USERS:
         _instrumentation.add(module)
     return machinery
+
+
+def is_machinery(module: Any) -> bool:
+    """Tell whether a module, by its name, is none of the user's."""
+    known = _is_machinery.get(module)
+    return _classify(module) if known is None else known
 
 
 def user_site(depth: int = 1) -> Site:

@@ -22,7 +22,7 @@ LOST_TRACE_ID = "spanguard.otel_trace_id"
 ARRIVAL_SECONDS = 1.0
 
 _reserved: set[int] = set()
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 @contextmanager
@@ -136,7 +136,7 @@ def _has_arrived(number: int, has_just_ended: bool) -> bool:
 def _renew_lock_in_child() -> None:
     # What the parent was about to start stays reserved: it has the id by now.
     global _lock
-    _lock = threading.Lock()
+    _lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):

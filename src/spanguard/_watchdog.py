@@ -52,7 +52,7 @@ class Watchdog:
         return min(max(due, _MIN_PAUSE * self.seconds), threading.TIMEOUT_MAX)
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 _watchdog: Watchdog | None = None
 # Spans that were opened until then have been told of, once and for all.
 _told_until = -math.inf
@@ -203,7 +203,7 @@ def watch(open_longer_than: float | None) -> WatchSetting:
 def _start_afresh_in_child() -> None:
     """Give a forked child a watchdog of its own: threads do not survive a fork."""
     global _lock, _told_until, _watchdog
-    _lock = threading.Lock()  # another thread of the parent may have held it
+    _lock = threading.RLock()  # another thread of the parent may have held it
     _told_until = -math.inf
     # Blocks of the parent's other threads are nobody's to leave here.
     _blocks[:] = [block for block in _blocks if block in context_settings.get()]
