@@ -25,7 +25,7 @@ from spanguard._generators import Recorder, TracedAsyncGenerator, TracedGenerato
 from spanguard._given import is_mapping, is_the_users, items_of, text_of
 from spanguard._opened import left_behind_finding
 from spanguard._outcome import Outcome
-from spanguard._pickling import cloudpickle_asking
+from spanguard._pickling import ray_asking
 from spanguard._registry import RemoteParent
 from spanguard._site import Site, user_site
 from spanguard._tasks import Aside, in_event_loop
@@ -698,10 +698,15 @@ def _hand_over() -> None:
 
 
 class Carried:
-    """A function that runs under the span it was carried from. Pickles where the function does."""
+    """A function that runs under the span it was carried from. Pickles where the function does.
+
+    It has the function's looks, but no name that it could be found by: what is found is the
+    function (issue 9, 37).
+    """
 
     def __init__(self, function: Callable[..., Any], context: TraceContext) -> None:
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, function, updated=())
+        self.__qualname__ = f"carry.<locals>.{getattr(function, '__qualname__', '?')}"
         self._function = function
         self._context = context
 
@@ -713,22 +718,54 @@ class Carried:
             return self._function(*args, **kwargs)
 
     def __reduce__(self) -> Any:
-        return type(self), (self._function, self._context)
+        return _carried, (self._function, self._context)
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:  # pyright: ignore
-        # A function where the function is one: Ray takes nothing else.
-        is_function = isinstance(self._function, FunctionType) and not cloudpickle_asking()
+        # Ray takes functions only. Of others that ask, RQ would keep a function's name.
+        is_function = isinstance(self._function, FunctionType) and ray_asking()
         return FunctionType if is_function else type(self)
 
     def __getattr__(self, name: str) -> Any:
         # What inspect and frameworks look at: __code__, __defaults__, attributes of the user's.
         if name in ("_function", "_context"):  # before __init__, as in copying
             raise AttributeError(name)
-        return getattr(self._function, name)
+        found = getattr(self._function, name)
+        if not name.startswith("_"):
+            with contained("looking at an attribute of a carried function"):
+                self._look_at(name, found)
+        return found
+
+    def _look_at(self, name: str, found: Any) -> None:
+        """Tell once of a method that would run the function without what is carried.
+
+        `carry(task).delay(x)` of Celery sends the task's name.
+        """
+        runs = inspect.ismethod(found) and found.__self__ is self._function
+        if not (runs or (name in _SENDERS and callable(found))):
+            return
+        bare = InvalidSpanArgumentError(
+            f"{name}() of carry({_name_of(self._function)}) is the function's own: what it runs is "
+            "not under the span that was carried. Pass capture().to_headers() as an argument, "
+            "and run the work in TraceContext.from_headers(headers).attach()."
+        )
+        # Never an error: to look at an attribute is no harm.
+        settle([bare], strict=False, raised=None, site=user_site(3))
 
     def __repr__(self) -> str:
         return f"<carried {self._function!r}>"
+
+
+_SENDERS = frozenset({"apply_async", "delay", "enqueue", "remote", "send"})
+"""What engines put on functions, to send them by name."""
+
+
+def _name_of(function: Any) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _carried(function: Callable[..., Any], context: TraceContext) -> Carried:
+    return _kind_of(function)(function, context)
 
 
 class CarriedCoroutineFunction(Carried):
@@ -840,6 +877,11 @@ def carry(fn: Callable[P, R]) -> Callable[P, R]:
     span step by step, and what consumes it does not. What it takes along is strings: the span's
     ids, the tracking URI, the experiment, strictness; the worker needs no set-up.
 
+    Engines that store a function by its name (Celery's tasks, APScheduler's persistent stores)
+    would run it without what is carried, so what this returns has no name to be found by, and
+    `carry(task).delay(x)` warns. Pass them `capture().to_headers()` as an argument, and run the
+    work in `TraceContext.from_headers(headers).attach()`.
+
     It opens no span itself: spans that `fn` opens, by whichever API, nest under the captured
     one. In another process they are in the store before `fn`'s result goes back, which waits for
     the store 5 seconds at most. What `fn` leaves open there is closed as an orphan, with a
@@ -875,3 +917,9 @@ _KINDS: tuple[tuple[Callable[[Any], bool], type[Carried]], ...] = (
     (inspect.isgeneratorfunction, CarriedGeneratorFunction),
     (inspect.isasyncgenfunction, CarriedAsyncGeneratorFunction),
 )
+
+# As Python names what cannot be found by name. Engines that store a callable object by its class's
+# name refuse these, and by a function's name they would run it without what is carried.
+_all_kinds: list[type[Carried]] = [Carried, *(kind for _, kind in _KINDS)]
+for _kind in _all_kinds:
+    _kind.__qualname__ = f"carry.<locals>.{_kind.__name__}"

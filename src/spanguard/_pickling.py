@@ -1,11 +1,11 @@
-"""What functions of ours are to pickle and cloudpickle, which treat functions in their own way."""
+"""What functions of ours are to those who treat functions in their own way: pickle, engines."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
-__all__ = ["Cloudpickle", "cloudpickle_asking"]
+__all__ = ["Cloudpickle", "cloudpickle_asking", "ray_asking"]
 
 
 class Cloudpickle:
@@ -31,3 +31,12 @@ def cloudpickle_asking() -> Cloudpickle | None:
     """
     names = sys._getframe(2).f_globals
     return Cloudpickle(names) if "cloudpickle" in str(names.get("__name__", "")) else None
+
+
+def ray_asking() -> bool:
+    """Tell whether the caller's caller is Ray, by itself or through `inspect`; not its pickle."""
+    asking = sys._getframe(2)
+    while asking.f_globals.get("__name__") == "inspect" and asking.f_back is not None:
+        asking = asking.f_back
+    module = str(asking.f_globals.get("__name__", ""))
+    return module.startswith("ray.") and "cloudpickle" not in module
