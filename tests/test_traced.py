@@ -468,8 +468,8 @@ def test_a_decorator_swap_from_mlflow(store: Store) -> None:
     trace = next(t for t in store.traces() if t.data.spans[0].name == "f")
     assert trace.info.experiment_id == other
     assert trace.data.spans[0].outputs == 6
-    with pytest.warns(spanguard.SpanguardWarning, match="sampling_ratio_override"):
-        traced(sampling_ratio_override=0.5)
+    with pytest.warns(spanguard.SpanguardWarning, match="sampling_ratio_overide"):
+        traced(sampling_ratio_overide=0.5)  # type: ignore[call-overload]
 
 
 SECRET = "correct-horse-battery-staple"

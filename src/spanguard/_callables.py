@@ -46,15 +46,18 @@ class CallPlan(Protocol):
     @property
     def asks_owner(self) -> bool:
         """Whether that class tells if the first argument of a call is the object."""
+        ...
 
     def named_in(self, owner: type, name: str) -> None:
         """Take note of the class that the function is in, and what it is called there."""
 
     def caller(self) -> Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], Any]:
         """Return what makes a call: of (what is called, anything, args, kwargs)."""
+        ...
 
     def of(self, function: Any) -> CallPlan:
         """Return the same plan for another function."""
+        ...
 
 
 # -- what it is ------------------------------------------------------------------------------------

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
 
-from spanguard import _record
+from spanguard import _mlflow, _record
 from spanguard._binder import Binder
-from spanguard._callables import kind_of, name_of, trace_callable, trace_class
+from spanguard._callables import NotTraceable, kind_of, name_of, trace_callable, trace_class
 from spanguard._context import ambient_span
 from spanguard._findings import contained, settle
 from spanguard._generators import (
@@ -26,6 +26,11 @@ from spanguard._request import SpanRequest
 from spanguard._site import user_site
 from spanguard._span import open_span
 from spanguard.exceptions import InvalidSpanArgumentError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from spanguard._arguments import TracedOptions
 
 __all__ = ["traced"]
 
@@ -56,9 +61,8 @@ class Options:
     expected: Any = ()
     client: Any = None
     strict: bool | None = None
-    experiment_id: str | None = None
-    links: Any = None
-    extras: dict[str, Any] = field(default_factory=dict)
+    trace_destination: Any = None
+    extras: dict[str, Any] = field(default_factory=dict)  # more of `traced_span`'s arguments
     takes_self: bool | None = None
 
 
@@ -122,21 +126,26 @@ class _Plan:
             expected=options.expected,
             client=options.client,
             strict=options.strict,
-            links=options.links,
+            **options.extras,
+            **self._for_trace(),
         )
-        for_trace = options.tags is not None or options.experiment_id is not None
-        if for_trace and _starts_a_trace():
-            request.tags = options.tags
-            request.experiment_id = options.experiment_id
-            request.for_trace = True
-        opened = open_span(request)
-        for setter, value in options.extras.items():
-            getattr(opened.proxy, setter)(value)
-        return opened
+        return open_span(request)
+
+    def _for_trace(self) -> dict[str, Any]:
+        """Return the arguments that mean something where the call starts a trace only."""
+        options = self.options
+        if (options.tags or options.trace_destination is not None) and _starts_a_trace():
+            return {"tags": options.tags or None, "trace_destination": options.trace_destination}
+        return {}
 
     def write_output(self, opened: OpenedSpan, value: Any) -> None:
         options = self.options
-        if options.capture_outputs and value is not None and opened.is_open:
+        if (
+            options.capture_outputs
+            and value is not None
+            and opened.is_open
+            and not _mlflow.has_outputs(opened.live)  # the body's own win, as in MLflow
+        ):
             if options.redact is not None:
                 value = _redacted(options.redact, "return", value)
             _record.outputs(opened.live, value)
@@ -148,6 +157,8 @@ class _Plan:
         more = items.count - items.taken
         if more:
             _record.attribute(opened.live, ITEM_COUNT, items.count)
+        if _mlflow.has_outputs(opened.live):
+            return
         if options.output_reducer is not None:
             self._write_reduced(opened, options.output_reducer, items.kept)
             return
@@ -242,14 +253,39 @@ def _starts_a_trace() -> bool:
 
 
 def _traced(function: Any, options: Options) -> Any:
-    if isinstance(function, type):
-        trace_class(function, functools.partial(_plan_of_method, options, function))
-        return function
-    return trace_callable(function, functools.partial(_plan, options))
+    findings: list[str] = []
+    result = function
+    try:
+        if isinstance(function, type):
+            trace_class(function, functools.partial(_plan_of_method, options, function))
+        else:
+            result = trace_callable(function, functools.partial(_plan, options, findings))
+    except (NotTraceable, TypeError, AttributeError):
+        # The last two: a class that does not let its methods be replaced, as Python's own.
+        findings.append(
+            f"traced() found nothing to trace in {_described(function)}; it was left as it is. "
+            "Pass a function, or a class of your own."
+        )
+    _tell(findings, options.strict)
+    return result
 
 
-def _plan(options: Options, function: Any, *, takes_self: bool | None = None) -> _Plan:
-    return _Plan(function, replace(options, takes_self=takes_self))
+def _described(thing: Any) -> str:
+    kind = thing if isinstance(thing, type) else type(thing)
+    return f"the class {kind.__name__}" if kind is thing else f"an object of {kind.__name__}"
+
+
+def _plan(
+    options: Options, findings: list[str], function: Any, *, takes_self: bool | None = None
+) -> _Plan:
+    plan = _Plan(function, replace(options, takes_self=takes_self))
+    unknown = plan.binder.unknown()
+    if unknown:
+        findings.append(
+            f"capture_inputs names {', '.join(unknown)}, and {plan.name} has no such parameter. "
+            "Check the spelling."
+        )
+    return plan
 
 
 def _plan_of_method(
@@ -270,29 +306,58 @@ class _Decorator:
 
 
 @overload
-def traced(name: str | None = None, **options: Any) -> _Decorator: ...
+def traced(
+    func: str | None = None,
+    name: str | None = None,
+    span_type: str = "UNKNOWN",
+    attributes: dict[str, Any] | None = None,
+    output_reducer: Callable[[list[Any]], Any] | None = None,
+    trace_destination: Any = None,
+    sampling_ratio_override: float | None = None,
+    log_level: Any = None,
+    links: Iterable[Any] | None = None,
+    description: str | None = None,
+    **options: Unpack[TracedOptions],
+) -> _Decorator: ...
 
 
 @overload
-def traced(name: F, **options: Any) -> F: ...
+def traced(
+    func: F,
+    name: str | None = None,
+    span_type: str = "UNKNOWN",
+    attributes: dict[str, Any] | None = None,
+    output_reducer: Callable[[list[Any]], Any] | None = None,
+    trace_destination: Any = None,
+    sampling_ratio_override: float | None = None,
+    log_level: Any = None,
+    links: Iterable[Any] | None = None,
+    description: str | None = None,
+    **options: Unpack[TracedOptions],
+) -> F: ...
 
 
 def traced(
+    func: Any = None,
     name: Any = None,
-    *,
     span_type: str = "UNKNOWN",
     attributes: dict[str, Any] | None = None,
+    output_reducer: Callable[[list[Any]], Any] | None = None,
+    trace_destination: Any = None,
+    sampling_ratio_override: float | None = None,
+    log_level: Any = None,
+    links: Any = None,
+    description: str | None = None,
+    *,
     tags: dict[str, Any] | None = None,
-    capture_inputs: bool | Collection[str] = True,
+    capture_inputs: bool | str | Collection[str] = True,
     capture_outputs: bool = True,
     redact: Redact | None = None,
-    output_reducer: Callable[[list[Any]], Any] | None = None,
     max_items: int = MAX_ITEMS,
     expected: tuple[type[BaseException], ...] | type[BaseException] = (),
     client: Any = None,
     strict: bool | None = None,
-    func: Any = None,
-    **migrated: Any,
+    **unknown: Any,
 ) -> Any:
     """Open a span for each call of a function, method, generator, coroutine or callable.
 
@@ -302,26 +367,31 @@ def traced(
     are the outputs. On a class, its public methods are traced and the class stays the class.
     Nothing of the tracing raises into the call; exceptions of the function pass unchanged.
 
+    Takes what `@mlflow.trace` takes, in the same places, so a swap of the decorator migrates. An
+    argument that does not exist, or a value that cannot be meant, is ignored and told of.
+
     Args:
+        func: the function; or the span's name, where it is used as `@traced("name")`.
         name: the span's name; the function's, if not given.
-        span_type, attributes: as for `traced_span`.
+        span_type, attributes, links, description, log_level: as for `traced_span`.
+        output_reducer: makes a generator's outputs of the list of its items. It gets the items
+            themselves, which are kept alive until then: lower `max_items` where they are big.
+        trace_destination: where the traces go that a call starts: its `experiment_id` counts.
+        sampling_ratio_override: what part of the traces that a call starts is recorded, 0.0 to
+            1.0. As in MLflow it overrides MLFLOW_TRACE_SAMPLING_RATIO, where that is set.
         tags: for the trace, where a call starts one.
         capture_inputs: True, False, or the names of the parameters to record.
-        capture_outputs: whether to record what is returned or yielded.
+        capture_outputs: whether to record what is returned or yielded. What the body itself gives
+            to `set_outputs()` is recorded in any case, and stays.
         redact: sees every captured argument, and the output as "return", and gives back what may
             be recorded. If it raises, the value is dropped, never leaked. Of a generator it sees
             each item when it is yielded, as a list of one.
-        output_reducer: makes a generator's outputs of the list of its items. It gets the items
-            themselves, which are kept alive until then: lower `max_items` where they are big.
         max_items: so many of a generator's items are recorded; then they are only counted. Each
             is recorded as it is when it is yielded, and let go of; all of them share the size
             cap of one payload.
         expected: exception classes that are no error here.
         client: an MLflow client whose `start_*` and `end_*` are to be called.
         strict: overrides `strict()` and the environment for this function's spans.
-
-    What `@mlflow.trace` takes beside these is taken as well where it means the same: `func`,
-    `links`, `description`, `log_level`, and the experiment of a `trace_destination`.
 
     >>> import spanguard
     >>> @spanguard.traced
@@ -330,16 +400,36 @@ def traced(
     >>> double(21)
     42
     """
-    function = func
-    if name is not None and not isinstance(name, str):
-        function, name = name, migrated.pop("name", None)
-    experiment_id, extras = _from_mlflow(migrated)
+    findings = [
+        f"traced() does not take {', '.join(sorted(unknown))}; ignored. Remove it, or check its "
+        "spelling."
+    ][: len(unknown)]
+    if isinstance(func, str):
+        if name is not None:
+            findings.append(
+                f"traced() was given two names; {func!r} was taken. Pass what else there is by "
+                "name: span_type=, attributes=."
+            )
+        func, name = None, func
+    kept = _kept(capture_inputs)
+    if kept is None:
+        findings.append(
+            "capture_inputs of traced() is neither True, False nor names of parameters; no inputs "
+            "are recorded. Pass a list of strings."
+        )
+    _tell(findings, strict)
+    extras = {
+        "sampling_ratio_override": sampling_ratio_override,
+        "log_level": log_level,
+        "links": links,
+        "description": description,
+    }
     options = Options(
         name=name,
         span_type=span_type,
         attributes=attributes,
         tags=tags,
-        capture_inputs=capture_inputs,
+        capture_inputs=kept or False,
         capture_outputs=capture_outputs,
         redact=redact,
         output_reducer=output_reducer,
@@ -347,29 +437,26 @@ def traced(
         expected=expected,
         client=client,
         strict=strict,
-        experiment_id=experiment_id,
-        links=migrated.pop("links", None),
-        extras=extras,
+        trace_destination=trace_destination,
+        extras={argument: value for argument, value in extras.items() if value is not None},
     )
-    if migrated:
-        finding = InvalidSpanArgumentError(
-            f"traced() does not take {', '.join(sorted(migrated))}; ignored. Remove it, or check "
-            "its spelling."
-        )
-        settle([finding], strict=strict, raised=None, site=user_site())
-    if function is None:
-        return _Decorator(options)
-    return _traced(function, options)
+    return _Decorator(options) if func is None else _traced(func, options)
 
 
-def _from_mlflow(migrated: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """Take what `@mlflow.trace` is given and means the same here."""
-    destination = migrated.pop("trace_destination", None)
-    extras = {
-        setter: migrated.pop(argument)
-        for argument, setter in (("description", "set_description"), ("log_level", "set_log_level"))
-        if migrated.get(argument) is not None
-    }
-    for argument in ("description", "log_level"):
-        migrated.pop(argument, None)
-    return getattr(destination, "experiment_id", None), extras
+def _kept(capture_inputs: Any) -> bool | Collection[str] | None:
+    """Read which parameters are to be recorded; None if that cannot be told."""
+    if isinstance(capture_inputs, bool):
+        return capture_inputs
+    if isinstance(capture_inputs, str):
+        return (capture_inputs,)
+    try:
+        names = tuple(capture_inputs)
+    except Exception:  # it is no collection
+        return None
+    return names if all(isinstance(name, str) for name in names) else None
+
+
+def _tell(findings: list[str], strict: bool | None) -> None:
+    """Raise or warn of what is wrong with a decoration, at the line of the decorator."""
+    errors = [InvalidSpanArgumentError(finding) for finding in findings]
+    settle(errors, strict=strict, raised=None, site=user_site())

@@ -29,6 +29,14 @@ a span processor's `_on_ending`, and the       where another API ends a span of 
                                                without: its status alone says it
 `tracing.utils.TraceJSONEncoder`               to know beforehand what MLflow's own dump will do;
                                                without: `json` with `default=str`
+`tracing.sampling._SAMPLING_RATIO_OVERRIDE`    `sampling_ratio_override=`, which MLflow's decorator
+                                               sets; without: the ratio is ignored
+`_MlflowSampler` of a provider, and a          its decision is to be that of the whole trace, which
+`NoOpSpan`'s `_span`                           3.10 takes anew for each span; without: unchanged
+`SpanLogLevel.from_value`                      to tell of a wrong log level before the span opens;
+                                               without (3.10): there are none
+the `_dict` of OpenTelemetry's attributes      whether outputs were set in the body; without: the
+                                               same, slower
 `tracing.attachments.Attachment`               must not be rewritten; without (3.10): there are none
 the loggers of what starts and ends spans      MLflow swallows what a signal handler raises in the
                                                middle of it, with one line in its log; without: or
@@ -129,8 +137,8 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, Status, StatusCode
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
+from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, SpanContext, Status, StatusCode
 from opentelemetry.trace import Span as OtelSpan
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -336,6 +344,7 @@ def watch(processor: SpanProcessor) -> bool:
         if current is _watched:
             return False
         _give_own_ids(current)
+        _let_children_follow(current)
         note_deliveries()
         _add(processor, current)
         _tracer = _provider_module._get_tracer(_provider_module.__name__)
@@ -570,8 +579,11 @@ def has_inputs(span: Any) -> bool:
 
 
 def has_outputs(span: Any) -> bool:
-    """Tell whether outputs are recorded on a span, without decoding them."""
-    return OUTPUTS_KEY in attribute_names(span)
+    """Tell whether a span has outputs that are not None, without decoding them."""
+    attributes = getattr(getattr(span, "_span", None), "_attributes", None)
+    # OpenTelemetry's own look-up raises and catches where there is nothing: a microsecond.
+    written = getattr(attributes, "_dict", attributes) or {}
+    return bool(written.get(OUTPUTS_KEY, "null") != "null")
 
 
 def experiment_and_run(trace_id: str) -> tuple[str | None, str | None]:
@@ -881,6 +893,53 @@ _make_trace_id = _optional("mlflow.tracing.utils", "generate_mlflow_trace_id_fro
 _link_type = _optional("mlflow.entities", "Link")  # MLflow 3.10 has none
 _attachment = _optional("mlflow.tracing.attachments", "Attachment")  # MLflow 3.10 has none
 _link = _optional("mlflow.entities", "Link")  # MLflow 3.10 has none
+
+
+_sampling_override = _optional("mlflow.tracing.sampling", "_SAMPLING_RATIO_OVERRIDE")
+_sampler = _optional("mlflow.tracing.sampling", "_MlflowSampler")
+_log_levels = _optional("mlflow.entities", "SpanLogLevel")  # 3.10 has none
+
+
+@contextmanager
+def sampled_at(ratio: float) -> Iterator[None]:
+    """Sample the traces that start in a block at a ratio, as `sampling_ratio_override=` does."""
+    if _sampling_override is None:
+        yield
+        return
+    token = _sampling_override.set(ratio)
+    try:
+        yield
+    finally:
+        _sampling_override.reset(token)
+
+
+def _let_children_follow(provider: TracerProvider) -> None:
+    """Let the spans of a trace share its root's sampling; 3.10 samples each of them."""
+    if _sampler is not None and isinstance(provider.sampler, _sampler):
+        provider.sampler = ParentBased(provider.sampler)
+
+
+def sampled_out(span: Any) -> Any:
+    """Return a span that ignores, and whose children do, in place of one that was sampled out."""
+    if carries_decision(span):
+        return span
+    context = SpanContext(
+        int.from_bytes(os.urandom(16), "big"), int.from_bytes(os.urandom(8), "big"), False
+    )
+    decided = noop_span()
+    decided._span = NonRecordingSpan(context)
+    return decided
+
+
+def is_log_level(level: Any) -> bool:
+    """Tell whether MLflow takes a log level. One that has none takes them all, and ignores them."""
+    if _log_levels is None:
+        return True
+    try:
+        _log_levels.from_value(level)
+    except Exception:
+        return False
+    return True
 
 
 def payload_encoder() -> type[json.JSONEncoder]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any
 
 from spanguard import _mlflow
-from spanguard._given import is_a, items_of, kind_of, number_of, text_of, truth_of
+from spanguard._given import attribute_of, is_a, items_of, kind_of, number_of, text_of, truth_of
 from spanguard._payload import clean_labels, clean_text, shortened, whole_text
 from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError
 
@@ -21,6 +22,7 @@ _AS_MLFLOW = ("name", "span_type", "attributes")
 _AS_RECIPE = ("client", "name", "trace_id", "parent_id")
 _COLLECTIONS = (tuple, list, set, frozenset)
 _MOST = 1_000  # exception classes
+_EITHER = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 _OTEL_TRACE_ID = re.compile("[0-9a-fA-F]{32}")
 
@@ -31,6 +33,7 @@ class SpanRequest:
     __slots__ = (
         "attributes",
         "client",
+        "description",
         "expected",
         "experiment_id",
         "findings",
@@ -38,6 +41,7 @@ class SpanRequest:
         "inputs",
         "is_reserved",
         "links",
+        "log_level",
         "lost_trace_id",
         "metadata",
         "name",
@@ -45,6 +49,7 @@ class SpanRequest:
         "otel_trace_id",
         "parent_id",
         "run_id",
+        "sampling_ratio",
         "session_id",
         "span_type",
         "start_time_ns",
@@ -79,6 +84,10 @@ class SpanRequest:
         new_trace: Any = False,
         expected: Any = (),
         strict: Any = None,
+        description: Any = None,
+        log_level: Any = None,
+        trace_destination: Any = None,
+        sampling_ratio_override: Any = None,
         **unknown: Any,
     ) -> None:
         self.findings: list[SpanguardError] = []
@@ -124,8 +133,25 @@ class SpanRequest:
         )
         self.expected = self._expected(expected)
         self.strict = strict if strict is None else self._flag("strict", strict)
+        self.description = description
+        self.log_level = None if log_level is None else self._log_level(log_level)
+        self.sampling_ratio = (
+            None if sampling_ratio_override is None else self._ratio(sampling_ratio_override)
+        )
+        if trace_destination is not None and self.experiment_id is None:
+            self._go_to(trace_destination)
         for key in unknown:
             self._found(f"There is no argument {key!r}; it was ignored. Check its spelling.")
+
+    @classmethod
+    def signature(cls) -> inspect.Signature:
+        """Return the signature of what takes the arguments of a request, a name first."""
+        taken = inspect.signature(cls.__init__).parameters.values()
+        named = [p.replace(annotation=p.empty) for p in taken if p.kind is p.KEYWORD_ONLY]
+        in_place = [p.replace(kind=_EITHER) for p in named if p.name in _AS_MLFLOW]
+        in_place.sort(key=lambda p: _AS_MLFLOW.index(p.name))
+        in_place[0] = in_place[0].replace(default=inspect.Parameter.empty)
+        return inspect.Signature([*in_place, *(p for p in named if p.name not in _AS_MLFLOW)])
 
     def _placed(self, args: tuple[Any, ...], name: Any) -> dict[str, Any]:
         """Read positional arguments: as `mlflow.start_span` takes them, or as the recipe does.
@@ -190,6 +216,35 @@ class SpanRequest:
                 "it was ignored. Pass True or False."
             )
         return truth
+
+    def _log_level(self, level: Any) -> Any:
+        if _mlflow.is_log_level(level):
+            return level
+        self._found(
+            f"log_level of span {self.name!r} is none of MLflow's; it was ignored. Pass one of "
+            "SpanLogLevel, or its name."
+        )
+        return None
+
+    def _ratio(self, ratio: Any) -> float | None:
+        part = number_of(ratio)
+        if part is not None and 0 <= part <= 1:
+            return float(part)
+        self._found(
+            f"sampling_ratio_override of span {self.name!r} is not between 0.0 and 1.0; it was "
+            "ignored. Pass the part of the traces that is to be recorded."
+        )
+        return None
+
+    def _go_to(self, destination: Any) -> None:
+        """Read the experiment of one of MLflow's trace locations."""
+        self.experiment_id = attribute_of(destination, "experiment_id")
+        if self.experiment_id is None:
+            self._found(
+                f"trace_destination of span {self.name!r} names no experiment; it was ignored. "
+                "Pass an MlflowExperimentLocation."
+            )
+        self.for_trace = self.for_trace or self.experiment_id is not None
 
     def _start_time(self, value: Any) -> int | None:
         nanoseconds, finding = read_time("start_time_ns", value, self.name)

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from mlflow.entities import LiveSpan
 
@@ -25,6 +25,11 @@ from spanguard._proxy import SpanProxy
 from spanguard._request import SpanRequest, no_client
 from spanguard._site import user_site
 from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError, SpanguardWarning
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from spanguard._arguments import RecipeArguments
 
 __all__ = ["current_span", "open_span", "traced_span"]
 
@@ -79,7 +84,11 @@ def _open(request: SpanRequest, activate: bool, parent: OpenedSpan | None) -> Op
     attributes = _attributes(request)
     if findings and is_strict(request.strict):
         settle(findings, strict=True, raised=None, site=user_site(2))
-    opened = _start(request, spot, attributes)
+    if request.sampling_ratio is None:
+        opened = _start(request, spot, attributes)
+    else:
+        with _mlflow.sampled_at(request.sampling_ratio):
+            opened = _start(request, spot, attributes)
     try:
         with contained("recording what a span starts with"):
             _record_start(opened, request, spot, attributes)
@@ -164,6 +173,8 @@ def _start(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> Ope
         internal_error("starting a span", error, quoted=not is_listening)
     if live is None:
         live = _mlflow.noop_span()
+    if request.sampling_ratio is not None and _mlflow.is_noop(live):
+        live = _mlflow.sampled_out(live)
     is_root = spot.parent is None and getattr(live, "parent_id", None) is None
     opened = OpenedSpan(request, live, is_root=is_root)
     if request.client is not None and opened.entry is not None:
@@ -277,6 +288,10 @@ def _record_start(
             metadata = request.trace_metadata()
             metadata.pop(_mlflow.RUN_KEY, None)
             _mlflow.add_to_trace(live.trace_id, request.trace_tags(), metadata)
+    if request.description is not None:
+        opened.proxy.set_description(request.description)
+    if request.log_level is not None:
+        opened.proxy.set_log_level(request.log_level)
     if request.links is not None:
         for link in items_of(request.links, _mlflow.MAX_LINKS):
             opened.proxy.add_link(link)
@@ -319,6 +334,10 @@ class traced_span(Block[LiveSpan]):
         new_trace: start a new trace, also inside another.
         expected: exception classes that are no error here: status OK, outcome `expected`.
         strict: overrides `strict()` and the environment for this span.
+        description, log_level: as MLflow shows them. An MLflow that has none ignores them.
+        trace_destination: one of `mlflow.entities.trace_location`; its `experiment_id` counts.
+        sampling_ratio_override: as of `@mlflow.trace`: what part of such traces is recorded, 0.0
+            to 1.0, in place of MLFLOW_TRACE_SAMPLING_RATIO, where that is set. On roots only.
 
     The positional form of the documented recipe is taken as well:
     `traced_span(client, "name", request_id, parent_id, **kwargs)`.
@@ -330,19 +349,21 @@ class traced_span(Block[LiveSpan]):
 
     __slots__ = ("_opened", "_request")
 
+    __signature__ = SpanRequest.signature()  # for help(): it takes what a request takes
+
     @overload
     def __init__(
         self,
         /,
         name: str,
+        span_type: str = "UNKNOWN",
+        attributes: dict[str, Any] | None = None,
         *,
         trace_id: str | None = None,
         request_id: str | None = None,
         parent_id: str | None = None,
         client: Any = None,
-        span_type: str = "UNKNOWN",
         inputs: Any = None,
-        attributes: dict[str, Any] | None = None,
         tags: dict[str, Any] | None = None,
         metadata: dict[str, Any] | None = None,
         experiment_id: str | None = None,
@@ -355,6 +376,10 @@ class traced_span(Block[LiveSpan]):
         new_trace: bool = False,
         expected: tuple[type[BaseException], ...] | type[BaseException] = (),
         strict: bool | None = None,
+        description: str | None = None,
+        log_level: Any = None,
+        trace_destination: Any = None,
+        sampling_ratio_override: float | None = None,
     ) -> None: ...
 
     @overload
@@ -365,7 +390,7 @@ class traced_span(Block[LiveSpan]):
         request_id: str | None = None,
         parent_id: str | None = None,
         /,
-        **kwargs: Any,
+        **kwargs: Unpack[RecipeArguments],
     ) -> None: ...
 
     def __init__(self, /, *args: Any, **kwargs: Any) -> None:

@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow.entities import LiveSpan
 
@@ -33,6 +33,11 @@ from spanguard.exceptions import (
     SpanOrderError,
     UnknownSpanError,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from spanguard._arguments import SpanArguments
 
 __all__ = ["TraceStateManager"]
 
@@ -153,7 +158,7 @@ class TraceStateManager:
 
     # -- pushing and popping
 
-    def push_trace(self, name: str, **kwargs: Any) -> LiveSpan:
+    def push_trace(self, name: str, **kwargs: Unpack[SpanArguments]) -> LiveSpan:
         """Open a span on top of the stack and make it ambient. Takes what `traced_span` takes.
 
         Without `trace_id`, `parent_id` or `new_trace=True` it nests: in scope "context" under
@@ -162,7 +167,7 @@ class TraceStateManager:
         Raises:
             InvalidSpanArgumentError, InvalidParentError: in strict mode, before anything opens.
         """
-        return self._push(name, kwargs)[1].proxy  # type: ignore[return-value]
+        return self._push(name, {**kwargs})[1].proxy  # type: ignore[return-value]
 
     def _push(self, name: str, kwargs: dict[str, Any]) -> tuple[_Frame, OpenedSpan]:
         kwargs.setdefault("client", self._client)
@@ -340,12 +345,12 @@ class TraceStateManager:
 
     # -- blocks
 
-    def trace(self, name: str, **kwargs: Any) -> PushedBlock:
+    def trace(self, name: str, **kwargs: Unpack[SpanArguments]) -> PushedBlock:
         """Push for the length of a with-block; the exception that leaves it decides the status.
 
         Takes what `push_trace` takes. Works with `async with` too.
         """
-        return PushedBlock(self, name, kwargs)
+        return PushedBlock(self, name, {**kwargs})
 
     def _leave(self, frame: _Frame, opened: OpenedSpan, raised: BaseException | None) -> None:
         self._take(frame)

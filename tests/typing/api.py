@@ -29,6 +29,7 @@ from spanguard import (
     strict,
     trace_batch,
     trace_id_for,
+    traced,
     traced_span,
     watch,
 )
@@ -69,7 +70,11 @@ traced_span(client, "name", None, None)
 traced_span(name="name", request_id="tr-1")
 traced_span("name", expected=ValueError)
 
+traced_span("name", "TOOL", {"k": 1}, links=[], description="d", log_level="INFO")
+
 traced_span()  # type: ignore[call-overload]  # pyright: ignore
+traced_span("name", atributes={})  # type: ignore[call-overload]  # pyright: ignore
+traced_span(client, "name", atributes={})  # type: ignore[call-overload]  # pyright: ignore
 traced_span("name", parent_id=17)  # type: ignore[call-overload]  # pyright: ignore
 
 
@@ -80,6 +85,10 @@ async def use() -> None:
 
 manager = TraceStateManager(client, scope="process", strict=None)
 assert_type(manager.push_trace("a", inputs=1), LiveSpan)
+manager.push_trace("a", new_trace=True, expected=ValueError, session_id="s", request_id=None)
+manager.push_trace("a", input=1)  # type: ignore[call-arg]  # pyright: ignore
+manager.push_trace("a", parent_id=17)  # type: ignore[arg-type]  # pyright: ignore
+manager.trace("a", input=1)  # type: ignore[call-arg]  # pyright: ignore
 assert_type(manager.pop_trace(outputs=1, attributes={}, status="OK"), LiveSpan | None)
 assert_type(manager.current_trace, LiveSpan | None)
 assert_type(manager.depth, int)
@@ -199,3 +208,30 @@ Starlette(middleware=[Middleware(TraceMiddleware, exclude=["/health"])])
 FastAPI().add_middleware(TraceMiddleware, trust_traceparent=False)
 FastAPI().add_middleware(TraceMiddleware, exclud=[])  # type: ignore[call-arg]  # pyright: ignore
 TraceMiddleware()  # type: ignore[call-arg]  # pyright: ignore
+
+
+@traced
+def plainly_traced(a: int, b: str = "") -> float:
+    return float(a)
+
+
+@traced("name", span_type="TOOL", capture_inputs=["a"], redact=lambda name, value: value)
+def traced_with_options(a: int) -> str:
+    return str(a)
+
+
+@traced(name="name", expected=(ValueError,), capture_inputs="a", max_items=3, tags={"k": "v"})
+async def traced_coroutine(a: int) -> str:
+    return str(a)
+
+
+assert_type(plainly_traced(1), float)
+assert_type(traced_with_options(1), str)
+assert_type(traced(length, "name")("a"), int)
+assert_type(traced(length, name="name", output_reducer=len, description="d")("a"), int)
+assert_type(traced(None, "name")(length)("a"), int)
+assert_type(traced(func=length, name="name", sampling_ratio_override=0.1)("a"), int)
+plainly_traced("a")  # type: ignore[arg-type]  # pyright: ignore
+traced("name", span_typ="TOOL")  # type: ignore[call-overload]  # pyright: ignore
+traced(length, capture_input=False)  # type: ignore[call-overload]  # pyright: ignore
+traced(max_items="many")  # type: ignore[call-overload]  # pyright: ignore
