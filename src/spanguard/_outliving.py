@@ -34,14 +34,17 @@ _IDLE_SECONDS = 5.0
 class _Waiting:
     """A root that waits, and how it ends. By whichever thread, once."""
 
-    __slots__ = ("_end", "due", "entry")
+    __slots__ = ("_end", "_is_looking", "due", "entry")
 
     def __init__(self, entry: Entry, end: Callable[[], object]) -> None:
         self.entry = entry
         self._end = end
+        self._is_looking = False
         self.due = time.monotonic() + current_limits().outlive_seconds
 
     def end(self) -> None:
+        if self._is_looking:  # who looks ends it, when what was found has been told
+            return
         if _waiting.pop(self.entry.span_id, None) is None:
             return
         try:
@@ -56,16 +59,21 @@ class _Waiting:
     def close_what_is_over(self, now: float) -> None:
         """Close descendants whose strand is over, or all when the time is up; tell of them."""
         everything = now >= self.due
-        closed = [
-            found
-            for child in _registry.descendants_of(self.entry)
-            if everything or child.strand.is_over
-            for found in self._close(child)
-        ]
-        if closed:
-            settle([_orphans(self.entry, closed)], strict=False, raised=None, site=closed[-1][1])
-        if everything or not self.entry.children:
-            self.end()
+        self._is_looking = True
+        try:
+            closed = [
+                found
+                for child in _registry.descendants_of(self.entry)
+                if everything or child.strand.is_over
+                for found in self._close(child)
+            ]
+            if closed:
+                finding = _orphans(self.entry, closed)
+                settle([finding], strict=False, raised=None, site=closed[-1][1])
+        finally:
+            self._is_looking = False
+            if everything or not self.entry.children:
+                self.end()
 
     def _close(self, child: Entry) -> list[tuple[OpenSpan, Site]]:
         report = _registry.close_orphan(child, self.entry.label)
