@@ -151,13 +151,14 @@ class _Job:
 
     def __call__(self, index: int, name: str, item: Any) -> _Ended:
         try:
-            with traced_span(
+            block = traced_span(
                 name,
                 inputs=item,
                 attributes={"item_id": index},
                 expected=self.expected,
                 strict=self.strict,
-            ) as span:
+            )
+            with block._calling(self.function) as span:
                 result = self.function(item)
                 span.set_outputs(result)
         except BaseException as error:

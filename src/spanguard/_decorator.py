@@ -23,7 +23,7 @@ from spanguard._generators import (
 from spanguard._items import Items, WholeItems
 from spanguard._opened import OpenedSpan
 from spanguard._request import SpanRequest
-from spanguard._site import user_site
+from spanguard._site import CalledFunction, user_site
 from spanguard._span import open_span
 from spanguard.exceptions import InvalidSpanArgumentError
 
@@ -72,13 +72,14 @@ class Options:
 class _Plan:
     """How the calls of one callable are traced."""
 
-    __slots__ = ("binder", "function", "name", "options", "owner")
+    __slots__ = ("binder", "called", "function", "name", "options", "owner")
 
     def __init__(self, function: Any, options: Options) -> None:
         self.function = function
         self.options = options
         self.owner: type | None = None
         self.name = options.name or name_of(function)
+        self.called = CalledFunction(function)
         self.binder = Binder(function, options.capture_inputs, options.takes_self)
 
     @property
@@ -129,6 +130,7 @@ class _Plan:
             **options.extras,
             **self._for_trace(),
         )
+        request.function = self.called
         return open_span(request)
 
     def _for_trace(self) -> dict[str, Any]:

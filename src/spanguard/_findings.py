@@ -11,7 +11,8 @@ import re
 import sys
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -30,10 +31,21 @@ reraise_internal = False
 # garbage collector found them. A test run collects them here, in the innermost list.
 unraised: list[list[SpanguardError]] = []
 
-# Bounded by the call sites a program has; cleared before it could grow without bound.
+# Bounded by the call sites a program has; forgotten before it could grow without bound.
 _MAX_REMEMBERED = 10_000
-_warned: set[tuple[str, str, int]] = set()
-_logged: set[tuple[str, str]] = set()
+
+
+class _Told:
+    """What has been told already: warnings by kind, function and line; failures by place."""
+
+    __slots__ = ("failures", "warnings")
+
+    def __init__(self) -> None:
+        self.warnings: set[object] = set()
+        self.failures: set[object] = set()
+
+
+_told = _Told()
 
 
 def settle(
@@ -90,21 +102,64 @@ def _warn_once(finding: SpanguardError, site: Site, raised: BaseException | None
 
 
 def warn_once(text: str, category: type[SpanguardWarning], spot: Site) -> None:
-    """Warn at a line, the first time that something of this kind is found there."""
-    key = (category.__name__, spot.code.co_filename, spot.line)
-    if key in _warned:
+    """Warn at a line of a function, the first time that something of this kind is found there."""
+    told = _told
+    code = spot.code
+    key = (category.__name__, code.co_filename, spot.line, code.co_name)
+    warning = category(text)
+    warning._told = (told, key)
+    recorded = _recorded_warnings()
+    if recorded is not None:
+        if any(_is_told(entry, told, key) for entry in recorded):
+            return
+    elif not _is_new(told.warnings, key):
         return
-    if len(_warned) >= _MAX_REMEMBERED:
-        _warned.clear()
-    _warned.add(key)
     # A registry of its own: "once" is ours to decide, not the interpreter's per-module memory.
-    warnings.warn_explicit(text, category, spot.code.co_filename, spot.line, registry={})
+    warnings.warn_explicit(warning, category, code.co_filename, spot.line, registry={})
+
+
+def _is_new(known: set[object], key: object) -> bool:
+    if key in known:
+        return False
+    if len(known) >= _MAX_REMEMBERED:
+        known.clear()
+    known.add(key)
+    return True
+
+
+def _recorded_warnings() -> list[Any] | None:
+    """Return the record of `catch_warnings(record=True)`, `pytest.warns`, `assertWarns` and such.
+
+    Whoever records warnings wants to see them: in a record it is once per line and record, not
+    once per process (issue 9, 29). The record itself says what is in it already, so nothing is to
+    be remembered. None where warnings are shown, or nobody can tell.
+    """
+    record = getattr(getattr(warnings, "_showwarnmsg_impl", None), "__self__", None)
+    is_replaced = warnings.showwarning is not getattr(warnings, "_showwarning_orig", None)
+    return record if type(record) is list and not is_replaced else None
+
+
+def _is_told(entry: Any, told: _Told, key: object) -> bool:
+    found = getattr(getattr(entry, "message", None), "_told", None)
+    return type(found) is tuple and found[0] is told and found[1] == key
 
 
 def forget_sites() -> None:
-    """Let every site warn and log again. For tests."""
-    _warned.clear()
-    _logged.clear()
+    """Let every site warn and log again."""
+    global _told
+    _told = _Told()
+
+
+@contextmanager
+def afresh() -> Iterator[None]:
+    """Let every site warn and log again in a block, and remember after it what was told before."""
+    global _told
+    before = _told
+    forget_sites()
+    try:
+        yield
+    finally:
+        _told = before
 
 
 def internal_error(where: str, error: BaseException, *, quoted: bool = False) -> None:
@@ -120,10 +175,7 @@ def internal_error(where: str, error: BaseException, *, quoted: bool = False) ->
     """
     let_the_users_pass(error)
     key = (where, type(error).__qualname__)
-    if key not in _logged:
-        if len(_logged) >= _MAX_REMEMBERED:
-            _logged.clear()
-        _logged.add(key)
+    if _is_new(_told.failures, key):
         # The message of the error may quote a payload: else type and place only.
         logger.warning(
             "%s failed with %s%s%s; the traced code is not affected. Logged once.",

@@ -24,7 +24,7 @@ from spanguard._payload import as_mapping, clean, clean_attributes
 from spanguard._proxy import SpanProxy, parse_status
 from spanguard._registry import OpenSpan
 from spanguard._request import SpanRequest, read_time
-from spanguard._site import Site, user_site
+from spanguard._site import Site, is_of_library, user_site
 from spanguard.exceptions import (
     OrphanedSpanError,
     SpanAlreadyEndedError,
@@ -316,13 +316,18 @@ class OpenedSpan:
         """Close at the end of a block, and raise or warn of what was found."""
         findings = self.close(raised)
         if findings:
-            settle(findings, strict=self.strict, raised=raised, site=user_site(2))
+            settle(findings, strict=self.strict, raised=raised, site=self._site())
 
     def finish_as(self, outcome: Outcome) -> None:
         """Close with an outcome that no exception tells, and raise or warn of what was found."""
         findings = self.close(outcome=outcome)
         if findings:
-            settle(findings, strict=self.strict, raised=None, site=user_site(2))
+            settle(findings, strict=self.strict, raised=None, site=self._site())
+
+    def _site(self) -> Site:
+        """Return the line at which a block ends; the one that opened it, if a library calls."""
+        here = user_site(3)
+        return self.entry.site if self.entry is not None and is_of_library(here) else here
 
     def end_by_user(
         self, outputs: Any, attributes: Any, status: Any, end_time_ns: int | None

@@ -9,6 +9,7 @@ from typing import Any
 from spanguard import _mlflow
 from spanguard._given import attribute_of, is_a, items_of, kind_of, number_of, text_of, truth_of
 from spanguard._payload import clean_labels, clean_text, shortened, whole_text
+from spanguard._site import CalledFunction
 from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError
 
 __all__ = ["SpanRequest", "no_client", "read_time"]
@@ -38,6 +39,7 @@ class SpanRequest:
         "experiment_id",
         "findings",
         "for_trace",
+        "function",
         "inputs",
         "is_reserved",
         "links",
@@ -125,6 +127,7 @@ class SpanRequest:
         self.links = links
         self.start_time_ns = None if start_time_ns is None else self._start_time(start_time_ns)
         self.otel_trace_id = None if otel_trace_id is None else self._otel_id(otel_trace_id)
+        self.function: CalledFunction | None = None  # whose call the span is, if it is one's
         # Set by _trace_ids.py:
         self.is_reserved = False  # the chosen trace id
         self.lost_trace_id: str | None = None  # the chosen one, if it was not to be had

@@ -23,7 +23,7 @@ from spanguard._payload import as_mapping, clean, clean_attributes
 from spanguard._placement import Place, place, root_place
 from spanguard._proxy import SpanProxy
 from spanguard._request import SpanRequest, no_client
-from spanguard._site import user_site
+from spanguard._site import CalledFunction, Site, user_site
 from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError, SpanguardWarning
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _open(request: SpanRequest, activate: bool, parent: OpenedSpan | None) -> Op
         _check_trace_arguments(request, spot)
     attributes = _attributes(request)
     if findings and is_strict(request.strict):
-        settle(findings, strict=True, raised=None, site=user_site(2))
+        settle(findings, strict=True, raised=None, site=_caller(request))
     if request.sampling_ratio is None:
         opened = _start(request, spot, attributes)
     else:
@@ -95,11 +95,16 @@ def _open(request: SpanRequest, activate: bool, parent: OpenedSpan | None) -> Op
         if activate:
             opened.activate(spot.ambient)
         if findings:
-            settle(findings, strict=False, raised=None, site=user_site(2))
+            settle(findings, strict=False, raised=None, site=_caller(request))
     except BaseException as error:  # Ctrl-C, or a warning turned into an error: leave nothing open
         opened.close(error)
         raise
     return opened
+
+
+def _caller(request: SpanRequest) -> Site:
+    found = user_site(3)
+    return found if request.function is None else request.function.site(found)
 
 
 def _place(request: SpanRequest, parent: OpenedSpan | None) -> Place:
@@ -180,6 +185,8 @@ def _start(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> Ope
     if request.client is not None and opened.entry is not None:
         # A client of the user's own class has frames between us and the line that called.
         opened.entry.site = user_site(3)
+    if request.function is not None and opened.entry is not None:
+        opened.entry.site = request.function.site(opened.entry.site)
     return opened
 
 
@@ -396,6 +403,12 @@ class traced_span(Block[LiveSpan]):
     def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         self._request: SpanRequest | None = SpanRequest(args, **kwargs)
         self._opened: OpenedSpan | None = None
+
+    def _calling(self, function: Any) -> traced_span:
+        """Take note that the block is a call of a user's function, by a library perhaps."""
+        if self._request is not None:
+            self._request.function = CalledFunction(function)
+        return self
 
     def __enter__(self) -> LiveSpan:
         request, self._request = self._request, None

@@ -23,7 +23,7 @@ from spanguard._findings import contained, settle
 from spanguard._outcome import CLOSED_EARLY, ERROR, OK, Outcome
 from spanguard._payload import clean_text
 from spanguard._request import MAX_SPAN_NAME_CHARS, SpanRequest
-from spanguard._site import user_site
+from spanguard._site import CalledFunction, user_site
 from spanguard._span import open_span
 
 __all__ = ["TraceMiddleware"]
@@ -117,6 +117,7 @@ class TraceMiddleware:
             headers=frozenset(header.lower() for header in _listed(capture_headers)),
             bodies=capture_bodies,
             strict=strict,
+            called=CalledFunction(app) if inspect.isroutine(app) else None,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -158,6 +159,7 @@ class _Options:
     headers: frozenset[str]
     bodies: bool
     strict: bool | None
+    called: CalledFunction | None  # a framework's own __call__ tells nobody anything
 
 
 def _listed(names: str | Collection[str]) -> list[str]:
@@ -202,14 +204,14 @@ class _Exchange:
         self._request_body = _Body()
         self._response_body = _Body()
         request_id = self._take_request_id()
-        self._opened = open_span(
-            SpanRequest(
-                (),
-                name=f"{self._label} {scope.get('path', '')}",
-                attributes=self._first_attributes(),
-                strict=options.strict,
-            )
+        request = SpanRequest(
+            (),
+            name=f"{self._label} {scope.get('path', '')}",
+            attributes=self._first_attributes(),
+            strict=options.strict,
         )
+        request.function = options.called
+        self._opened = open_span(request)
         self._headers_out = capture().to_headers()  # of the span that was just opened
         if request_id:
             self._headers_out[options.request_id_header] = request_id

@@ -35,7 +35,12 @@ __all__ = [
 
 
 class SpanguardWarning(UserWarning):
-    """Base of every warning spanguard gives in lenient mode: once per call site."""
+    """Base of every warning spanguard gives in lenient mode: once per function and line.
+
+    A record of warnings (`warnings.catch_warnings(record=True)`, `pytest.warns`) starts afresh.
+    """
+
+    _told: object = None  # set by _findings.py: of what it is the one warning
 
 
 class OrphanedSpanWarning(SpanguardWarning):

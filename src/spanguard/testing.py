@@ -40,6 +40,7 @@ __all__ = [
     "RecordedSpan",
     "RecordedSpans",
     "SpansLeftOpenError",
+    "forget_warnings",
     "no_open_spans",
     "record_spans",
 ]
@@ -231,6 +232,8 @@ def record_spans() -> Iterator[RecordedSpans]:
     ambient span is restored. In strict mode that raises `SpansLeftOpenError`, unless an exception
     of yours is on its way.
 
+    A line that leaks is warned of once in each recording, whatever was warned of before.
+
     Traces are not in a store, so `mlflow.get_trace` does not find them; `spans.traces` has them.
     Other processes started from the block do not record here.
 
@@ -247,10 +250,22 @@ def record_spans() -> Iterator[RecordedSpans]:
     filling = _Filling(spans)
     _mlflow.start_recording(filling)
     try:
-        with _checked("the end of the recording", strict=None):
+        with _findings.afresh(), _checked("the end of the recording", strict=None):
             yield spans
     finally:
         _mlflow.stop_recording(filling)
+
+
+def forget_warnings() -> None:
+    """Let every line warn again, and every failure be logged again: it is else once per process.
+
+    For tests of code that leaves spans open. `record_spans`, the fixture `spans`, and records of
+    warnings such as `pytest.warns` start afresh by themselves.
+
+    >>> from spanguard.testing import forget_warnings
+    >>> forget_warnings()
+    """
+    _findings.forget_sites()
 
 
 # -- what was left open ------------------------------------------------------------------------
