@@ -287,6 +287,7 @@ def listen() -> None:
             _mlflow.start_export_threads()
         _be_there_before_threads_are_joined()
         _be_there_in_a_multiprocessing_child()
+        _be_there_in_a_billiard_child()
         _be_there_when_a_thread_fails()
 
 
@@ -318,6 +319,36 @@ def _be_there_in_a_multiprocessing_child() -> None:
         from multiprocessing.util import Finalize
 
         Finalize(None, _at_exit, exitpriority=-100)
+
+
+def _be_there_in_a_billiard_child() -> None:
+    # Celery's own multiprocessing. What its pool forks leaves by os._exit past the finalizers
+    # too, when it has done its number of tasks; but it tells before it does (test_exit.py).
+    module = sys.modules.get("billiard.process")
+    process: Any = module.current_process() if module is not None else None
+    if getattr(process, "_parent_pid", None) is None:
+        return
+    worker: Any = getattr(process, "_target", None)
+    if not hasattr(worker, "on_exit"):
+        from billiard.util import Finalize  # pyright: ignore[reportMissingImports]
+
+        Finalize(None, _at_exit, exitpriority=-100)
+    elif not isinstance(worker.on_exit, _AfterAll):
+        worker.on_exit = _AfterAll(worker.on_exit)
+
+
+class _AfterAll:
+    """Stores what has ended when all others have been told that a worker leaves."""
+
+    def __init__(self, before: Callable[..., object] | None) -> None:
+        self._before = before
+
+    def __call__(self, *arguments: Any) -> None:
+        try:
+            if self._before is not None:
+                self._before(*arguments)
+        finally:
+            _at_exit()
 
 
 _threads_hook_before: Callable[[Any], object] | None = None
