@@ -445,6 +445,10 @@ class Attachment(Block[None]):
         try:
             if remote is not None:
                 remote.deliver(self._hand_over)
+                if _mlflow.takes_whole_traces_only:
+                    # Never an error: nothing is wrong with the work.
+                    lost = [_lost_in_a_file_store()]
+                    settle(lost, strict=False, raised=None, site=self._site())
             elif self._is_for_elsewhere:
                 _hand_over()
         finally:
@@ -650,6 +654,14 @@ class _RemoteWork:
                 hand_over()
             with contained("letting go of another process's trace"):
                 _mlflow.release_remote_trace(self._otel_trace_id)
+
+
+def _lost_in_a_file_store() -> TraceLostError:
+    return TraceLostError(
+        "The spans of work that was carried to this process are lost: a file store takes a trace "
+        "as a whole, from the process that began it. Use a database, as in "
+        "mlflow.set_tracking_uri('sqlite:///mlflow.db'), or a server in front of one."
+    )
 
 
 class _LateWork:

@@ -1328,6 +1328,8 @@ GONE = "MLflow gave no reason"
 # Whose deliveries are noted, and whether an ended trace is looked for in MLflow's memory.
 _noted: weakref.WeakSet[Any] = weakref.WeakSet()
 _notes_ends = False
+# Whether the store has refused spans by themselves: a file store takes a trace when its root ends.
+takes_whole_traces_only = False
 
 _MAX_REASON_CHARS = 200
 # Where data may begin: a statement's parameters, JSON, a server's words about what it was sent.
@@ -1359,13 +1361,14 @@ def _noting_failure(*traces: Hashable) -> Iterator[None]:
 
 def note_deliveries() -> None:
     """Note from here on what becomes of each trace that the current provider exports."""
-    global _notes_ends
+    global _notes_ends, takes_whole_traces_only
     processor = _processor()
     exporter = getattr(processor, "span_exporter", None)
     is_otlp = _is_otlp(processor)
     _notes_ends = not is_otlp and hasattr(getattr(exporter, "_client", None), "start_trace")
     if exporter is None or exporter in _noted:
         return
+    takes_whole_traces_only = False
     if is_otlp:
         _OtlpDelivery(processor)
     elif _notes_ends:
@@ -1460,7 +1463,10 @@ class _Delivery:
         try:
             return self._log_spans(location, spans)
         except BaseException as error:
-            if not _takes_whole_traces_only(error):
+            global takes_whole_traces_only
+            if _refuses_single_spans(error):
+                takes_whole_traces_only = True
+            else:
                 for trace_id in {span.trace_id for span in spans}:
                     ledger.refused(_key_of(trace_id), reason_of(error))
             raise
@@ -1492,7 +1498,7 @@ def _note_dropped_spans(record: logging.LogRecord) -> bool:
     return True
 
 
-def _takes_whole_traces_only(error: BaseException) -> bool:
+def _refuses_single_spans(error: BaseException) -> bool:
     return isinstance(error, NotImplementedError) or "OTLP span logging is not supported" in str(
         error
     )
