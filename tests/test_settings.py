@@ -351,6 +351,15 @@ def test_the_shortest_of_overlapping_watch_blocks_is_in_force() -> None:
     await_true(lambda: watchdog_limit() is None)
 
 
+@pytest.mark.parametrize("seconds", [1e12, 10**400])
+def test_any_number_of_seconds_may_be_watched(seconds: float) -> None:
+    """Numbers that no lock can wait for are as long as it takes, and the watchdog lives."""
+    with watch(seconds):
+        (thread,) = (t for t in threading.enumerate() if t.name == "spanguard-watchdog")
+        thread.join(0.2)
+        assert thread.is_alive()
+
+
 @pytest.mark.parametrize("order", list(itertools.permutations(range(2))), ids=str)
 def test_kept_settings_that_become_blocks_leave_nothing(order: tuple[int, ...]) -> None:
     """Two that were set plainly and then entered are both taken back, in whatever order."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from spanguard import _exit, _registry
+from spanguard._config import LONGEST_WAIT
 from spanguard._findings import contained, logger, warn_once
 from spanguard._given import number_of
 from spanguard._payload import clean_text, safe_repr
@@ -195,6 +196,7 @@ def watch(open_longer_than: float | None) -> WatchSetting:
         open_longer_than = min(seconds, threading.TIMEOUT_MAX)
         with contained("starting to hear of spans"):
             _exit.listen()
+        open_longer_than = min(open_longer_than, LONGEST_WAIT)
     setting = WatchSetting(open_longer_than)
     setting.called_from(sys._getframe(1))
     return setting
