@@ -25,7 +25,7 @@ def read(
     trace. If the store does not answer in two seconds, what was given is taken for this once.
     """
     given = text_of(experiment_id)
-    if given is None:
+    if not given:
         return None, _unknown(experiment_id, span_name)
     if _mlflow.is_recording():  # a test without a store
         return given, None
