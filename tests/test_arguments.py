@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import mlflow
+import numpy
 import pytest
 
 import spanguard
@@ -21,7 +22,8 @@ from spanguard import (
     traced,
     traced_span,
 )
-from tests.hostile import HOSTILE
+from spanguard._given import number_of
+from tests.hostile import HOSTILE, refusing
 from tests.store import Store
 
 
@@ -448,3 +450,15 @@ def test_any_value_as_headers(sweep: Sweep) -> None:
         for headers in (make(), [make()], [(make(), make())], {"traceparent": make()}):
             context = sweep.tries("headers", spanguard.TraceContext.from_headers, headers)
             assert not context
+
+
+def test_any_value_for_what_looks_after_the_process(sweep: Sweep) -> None:
+    """What flushes, lists and closes takes anything for a time, a status or a signal."""
+    for make in sweep.values():
+        sweep.tries("open_spans", spanguard.open_spans, make())
+        sweep.tries("close_open_spans", spanguard.close_open_spans, make())
+        unhandled = make() if number_of(make()) is None else -1  # some are numbers of signals
+        sweep.tries("signals", spanguard.install_signal_handlers, unhandled)
+        sweep.tries("signals", spanguard.install_signal_handlers, [unhandled])
+    for value in (10**5000, float("nan"), "soon", refusing("__float__")(), numpy.array([1, 2])):
+        sweep.tries("flush", spanguard.flush, value)

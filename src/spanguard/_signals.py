@@ -12,6 +12,8 @@ from typing import Any
 from spanguard import _exit
 from spanguard._config import current_limits
 from spanguard._findings import contained, internal_error, settle
+from spanguard._given import items_of, whole_number_of
+from spanguard._payload import clean_text, safe_repr
 from spanguard._site import user_site
 from spanguard.exceptions import InvalidSpanArgumentError
 
@@ -39,7 +41,7 @@ def install_signal_handlers(signals: Iterable[int] = (signal.SIGTERM,)) -> bool:
     >>> spanguard.install_signal_handlers()
     True
     """
-    refused = [number for number in signals if not _install(number)]
+    refused = [number for number in items_of(signals, _MOST) if not _install(number)]
     if refused:
         finding = InvalidSpanArgumentError(
             f"No handler was installed for {', '.join(map(_name, refused))}. Call "
@@ -49,15 +51,20 @@ def install_signal_handlers(signals: Iterable[int] = (signal.SIGTERM,)) -> bool:
     return not refused
 
 
-def _name(number: int) -> str:
+_MOST = 1_000  # of an iterable that may have no end
+
+
+def _name(given: Any) -> str:
+    number = whole_number_of(given)
     try:
-        return signal.Signals(number).name
+        return signal.Signals(number or 0).name
     except ValueError:
-        return f"signal {number!r}"
+        return f"signal {clean_text(safe_repr(given), 100)}"
 
 
-def _install(number: int) -> bool:
-    if threading.current_thread() is not threading.main_thread():
+def _install(given: Any) -> bool:
+    number = whole_number_of(given)
+    if number is None or threading.current_thread() is not threading.main_thread():
         return False
     try:
         before = signal.getsignal(number)
@@ -67,7 +74,7 @@ def _install(number: int) -> bool:
             return False
         signal.signal(number, _Handler(number, before))
         return True
-    except (OSError, ValueError, TypeError):
+    except (OSError, OverflowError, ValueError, TypeError):
         return False
 
 
