@@ -278,6 +278,7 @@ class TracedAsyncGenerator(_ObjectProxy):
         super().__init__(generator)
         self._self_drive = _Drive(recorder)
         self._self_loop: asyncio.AbstractEventLoop | None = None
+        self._self_finalizer: Callable[[Any], object] | None = None  # of trio, or another loop
 
     def __aiter__(self) -> TracedAsyncGenerator:
         self._self_drive.iterated = True
@@ -330,7 +331,9 @@ class TracedAsyncGenerator(_ObjectProxy):
         Loops keep sets of the generators that they know. The one inside will register at its
         first step, and equals this: it is in the set already.
         """
-        register = sys.get_asyncgen_hooks().firstiter
+        register, finalizer = sys.get_asyncgen_hooks()
+        if self._self_loop is None:
+            self._self_finalizer = finalizer
         if register is not None:
             with contained("registering an async generator with its event loop"):
                 register(cast("AsyncGenerator[Any, Any]", self))
@@ -349,18 +352,43 @@ class TracedAsyncGenerator(_ObjectProxy):
         finally:
             drive.give_back(turn)
 
+    def _self_is_handed_over(self, outcome: Outcome) -> bool:
+        """Let a loop that is not asyncio's close what was dropped, as it does with a plain one."""
+        finalizer = self._self_finalizer
+        if finalizer is None or self.__wrapped__.ag_frame is None:
+            return False
+        try:
+            finalizer(_Dropped(self.__wrapped__, self._self_drive, outcome))
+        except RuntimeError:  # the loop is over
+            return False
+        return True
+
     def __del__(self) -> None:
         drive = getattr(self, "_self_drive", None)
         if drive is None or not drive.is_open or sys.is_finalizing():
             return
         outcome = drive.dropped_as()
         loop = self._self_loop
+        if loop is None and self._self_is_handed_over(outcome):
+            return
         if loop is None or loop.is_closed() or self.__wrapped__.ag_frame is None:
             put_aside(lambda: _finish_dropped(drive, outcome))
             return
         # As asyncio does with a plain one: its clean-up may await, so it runs in the loop.
         generator = self.__wrapped__
         loop.call_soon_threadsafe(_close_in, loop, drive, generator, outcome)
+
+
+class _Dropped(_ObjectProxy):
+    """An async generator that nobody holds, to its loop: closing it ends its span."""
+
+    def __init__(self, generator: Any, drive: _Drive, outcome: Outcome) -> None:
+        super().__init__(generator)
+        self._self_drive = drive
+        self._self_outcome = outcome
+
+    def aclose(self) -> Any:
+        return _aclose(self._self_drive, self.__wrapped__, self._self_outcome)
 
 
 def _close_in(

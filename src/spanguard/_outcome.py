@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import traceback
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 from spanguard._config import current_limits
 from spanguard._given import attribute_of, is_raised_as, is_the_users
 from spanguard._payload import clean_text
+from spanguard._tasks import is_cancellation
 
 __all__ = ["ABANDONED", "OK", "ORPHANED", "Outcome", "classify", "describe", "stack_trace"]
 
@@ -49,7 +49,7 @@ def classify(
         return EXPECTED
     if isinstance(exception, Exception):
         return ERROR
-    if isinstance(exception, asyncio.CancelledError):
+    if is_cancellation(exception):
         return CANCELLED
     if isinstance(exception, GeneratorExit):
         return CLOSED_EARLY

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from spanguard._given import attribute_of
+
 __all__ = ["Aside", "in_event_loop", "is_cancellation", "is_over", "running_task"]
 
 
@@ -50,11 +52,11 @@ def is_cancellation(raised: BaseException) -> bool:
     cancelled = getattr(sys.modules.get("trio"), "Cancelled", None)
     if cancelled is not None and isinstance(raised, cancelled):
         return True
-    # trio's nurseries raise groups. By shape: Python 3.10 has none of its own.
-    group = getattr(raised, "exceptions", None)
-    if isinstance(raised, Exception) or not isinstance(group, tuple) or not group:
+    if isinstance(raised, Exception):
         return False
-    return all(isinstance(each, BaseException) and is_cancellation(each) for each in group)
+    # trio's nurseries raise groups. By shape: Python 3.10 has none of its own.
+    group = attribute_of(raised, "exceptions")
+    return type(group) is tuple and bool(group) and all(map(is_cancellation, group))
 
 
 class Aside:

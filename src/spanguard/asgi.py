@@ -5,7 +5,6 @@ It depends on the protocol alone, and knows the routes of Starlette and FastAPI 
 
 from __future__ import annotations
 
-import asyncio
 import codecs
 import functools
 import inspect
@@ -25,6 +24,7 @@ from spanguard._payload import clean_text
 from spanguard._request import MAX_SPAN_NAME_CHARS, SpanRequest
 from spanguard._site import CalledFunction, user_site
 from spanguard._span import open_span
+from spanguard._tasks import is_cancellation
 
 __all__ = ["TraceMiddleware"]
 
@@ -427,9 +427,7 @@ class _Exchange:
     def _tells_of_leaving(self, raised: BaseException) -> bool:
         """Tell an exception that says no more than that the client has left."""
         return (
-            raised is self._send_error
-            or isinstance(raised, asyncio.CancelledError)
-            or type(raised).__name__ in _GONE
+            raised is self._send_error or is_cancellation(raised) or type(raised).__name__ in _GONE
         )
 
 
