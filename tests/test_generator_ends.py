@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 import spanguard
-from spanguard import carry, current_span, traced, traced_span
+from spanguard import _outliving, carry, current_span, traced, traced_span
 from tests.store import Store, outcome, own_attributes
 from tests.test_generators import WRAPS
 
@@ -140,6 +141,29 @@ async def rest_of(stream: Any) -> list[Any]:
         return [await stream.__anext__()]
     except StopAsyncIteration:
         return ["over"]
+
+
+def test_a_suspended_generator_is_not_over_with_the_task_that_pulled_it(store: Store) -> None:
+    """Its root waits for it: the event loop closes it in a moment, or another task goes on."""
+
+    async def main() -> None:
+        with traced_span("root"):
+            held.append(traced(ticks)())
+            await asyncio.create_task(anext_of(held[0]))
+        for waiting in list(_outliving._waiting.values()):
+            waiting.close_what_is_over(time.monotonic())
+        assert await asyncio.create_task(anext_of(held[0])) == 1
+
+    asyncio.run(main())
+    held.clear()
+    outcomes = {name: outcome(span) for name, span in store.spans().items()}
+    assert outcomes == {
+        "root": "ok",
+        "ticks": "closed_early",
+        "inner": "closed_early",
+        "clean-up": "ok",
+        "later": "ok",
+    }
 
 
 # -- items -------------------------------------------------------------------------------------

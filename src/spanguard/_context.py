@@ -233,10 +233,11 @@ class Work:
     step. It is over when the call has returned, though the pool's thread lives on.
     """
 
-    __slots__ = ("is_over", "strand")
+    __slots__ = ("is_over", "moves", "strand")
 
-    def __init__(self) -> None:
+    def __init__(self, *, moves: bool = False) -> None:
         self.is_over = False
+        self.moves = moves  # it may go on elsewhere, when what runs it now is over
         self.strand: Strand | None = None  # that runs it now
 
     def begin_step(self) -> Any:
@@ -285,8 +286,8 @@ class Strand:
     @property
     def is_over(self) -> bool:
         """Whether nothing will run on it any more."""
-        if self.work is not None and self.work.is_over:
-            return True
+        if self.work is not None and (self.work.is_over or self.work.moves):
+            return self.work.is_over
         task = self._task() if self._task is not None else None
         if self._task is not None:
             return task is None or is_over(task)
@@ -316,7 +317,7 @@ class BodyContext:
     def __init__(self) -> None:
         self._body: _mlflow.ActiveState | None = None
         self._body_variables: tuple[Any, ...] = ()
-        self.work = Work()
+        self.work = Work(moves=True)
 
     def __enter__(self) -> None:
         self._consumer = _mlflow.active_state()
