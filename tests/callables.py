@@ -953,8 +953,14 @@ class Hooks:
         self.named = name
 
 
-class SubOfHooks(Hooks):
-    member = Hooks()
+@functools.cache
+def sub_of_hooks() -> Any:
+    """Return a subclass: made when it is asked for, as that is a call of what is traced."""
+
+    class SubOfHooks(Hooks):
+        member = Hooks()
+
+    return SubOfHooks
 
 
 async def entered(manager: Any) -> str:
@@ -1000,10 +1006,10 @@ USES: dict[str, tuple[Callable[[], Any], str | None]] = {
     "on the class": (lambda: type(Descriptors.cached).__name__, None),
     "__init_subclass__": (lambda: type("New", (Hooks,), {}).subclasses[-1], "__init_subclass__"),
     "__init_subclass__, looked at": (lambda: Hooks.__init_subclass__, None),
-    "__class_getitem__": (lambda: SubOfHooks[int], "__class_getitem__"),
+    "__class_getitem__": (lambda: sub_of_hooks()[int], "__class_getitem__"),
     "__class_getitem__, looked at": (lambda: Hooks().__class_getitem__, None),
     "__new__": (lambda: Hooks.__new__(Hooks, 3).b, "__new__"),
-    "__new__ of an object": (lambda: SubOfHooks().__new__(Hooks, 3).b, "__new__"),
+    "__new__ of an object": (lambda: sub_of_hooks()().__new__(Hooks, 3).b, "__new__"),
     "__init__": (lambda: Hooks(3).b, "__init__"),
     "__eq__": (lambda: Hooks(3) == Hooks(3), "__eq__"),
     "__hash__": (lambda: hash(Hooks(3)), "__hash__"),
@@ -1012,7 +1018,7 @@ USES: dict[str, tuple[Callable[[], Any], str | None]] = {
     "with": (lambda: entered_here(Hooks()), "__enter__"),
     "async with": (lambda: asyncio.run(entered(Hooks())), "__aenter__"),
     "__getattr__": (lambda: Hooks().missing, "__getattr__"),
-    "__set_name__": (lambda: SubOfHooks.member.named, None),
+    "__set_name__": (lambda: sub_of_hooks().member.named, None),
     "a pydantic model's copy": (lambda: Model(b=2).model_copy(deep=True).method(1), "method"),
     "replace": (lambda: dataclasses.replace(Data(2)).method(1), "method"),
     "an Enum's members": (lambda: list(Colour), None),

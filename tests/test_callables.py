@@ -29,7 +29,7 @@ import pytest
 import spanguard.testing
 import tests.callables as plain
 import tests.traced_callables as traced_module
-from spanguard import traced
+from spanguard import carry, traced
 from tests.store import Store
 
 KINDS = list(plain.CASES)
@@ -320,3 +320,61 @@ def test_cloudpickle_keeps_it_traced(kind: str, spawned: ProcessPoolExecutor) ->
         pytest.skip("cloudpickle does not take it untraced")
     pickled = cloudpickle.dumps(traced_module.CASES[kind].get())
     assert spawned.submit(in_a_child, pickled, kind).result(120) == expected_in_a_child(kind)
+
+
+CARRIED = [
+    *("function", "coroutine", "generator", "async generator", "partial", "callable object"),
+    *("method", "method of the class", "coroutine method", "generator method", "cached method"),
+    *("above_class of the class", "above_class of an object", "below_class of the class"),
+    *("above_static of the class", "below_static of an object", "static_generator of an object"),
+    *("traced in place", "traced bound method", "method without self"),
+    *("method of a dataclass", "method of a Enum", "cached of a traced class"),
+    *("method of the traced class", "of of the traced class", "static of the traced class"),
+]
+
+
+def call_carried(pickled: bytes, kind: str) -> str:
+    return as_text(result(traced_module.CASES[kind], pickle.loads(pickled)))
+
+
+@pytest.mark.parametrize("dumps", [pickle.dumps, cloudpickle.dumps], ids=["pickle", "cloudpickle"])
+@pytest.mark.parametrize("kind", CARRIED)
+def test_it_is_carried_to_another_process(
+    store: Store, kind: str, dumps: Any, spawned: ProcessPoolExecutor
+) -> None:
+    """What is traced is carried as what is not: the call is a span under the one it comes from."""
+    case = traced_module.CASES[kind]
+    forget(case.get())
+    with spanguard.traced_span("root") as root:
+        pickled = dumps(carry(case.get()))
+        done = spawned.submit(call_carried, pickled, f"{kind}").result(120)
+    assert done == as_text(result(plain.CASES[kind]))
+    spans = {span.name: span for span in store.trace().data.spans}
+    if kind in ("cached method", "cached of a traced class") and len(spans) == 1:
+        return  # a worker that has the answer does not call
+    assert spans[case.span].parent_id == root.span_id
+    assert spans[case.span].inputs == case.inputs
+
+
+@pytest.mark.parametrize("module", [plain, traced_module])
+def test_a_carried_method_is_held_weakly_and_copied(store: Store, module: Any) -> None:
+    """`carry(obj.method)` is held by WeakMethod while it lives, and copies keep the span."""
+    owner = module.Methods()
+    with spanguard.traced_span("root"):
+        carried = carry(owner.method)
+    with spanguard.traced_span("other"):
+        carried_there = carry(owner.method)
+    held = weakref.WeakMethod(carried)
+    assert held()(1) == carried(1) == 2  # type: ignore[misc]
+    assert held()._context == carried._context != carried_there._context  # type: ignore[union-attr]
+    copied = copy.deepcopy({"owner": owner, "method": carried})
+    assert copied["method"].__self__ is copied["owner"] is not owner
+    assert copied["method"]._context == carried._context
+    assert copied["method"](1) == 2
+    assert copy.copy(carried)._context == carried._context
+    function = carry(module.function)
+    assert copy.deepcopy(function) is copy.copy(function) is function
+    with pytest.raises(TypeError):
+        weakref.WeakMethod(function)
+    del carried
+    assert held() is None

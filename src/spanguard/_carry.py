@@ -7,13 +7,14 @@ to the store before the work's result goes back: a worker may be gone a moment l
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import os
 import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from types import CodeType, FunctionType, TracebackType
+from types import CodeType, FunctionType, MethodType, TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
 from spanguard import _exit, _mlflow, _registry, _store
@@ -717,6 +718,10 @@ class Carried:
     """
 
     def __init__(self, function: Callable[..., Any], context: TraceContext) -> None:
+        if isinstance(function, Carried):
+            # weakref.WeakMethod makes a method again by its type, of a function and an object.
+            carried: Any = function
+            function, context = MethodType(carried._function, context), carried._context
         functools.update_wrapper(self, function, updated=())
         self.__qualname__ = f"carry.<locals>.{getattr(function, '__qualname__', '?')}"
         self._function = function
@@ -731,6 +736,25 @@ class Carried:
 
     def __reduce__(self) -> Any:
         return _carried, (self._function, self._context)
+
+    def __copy__(self) -> Carried:
+        return self._over(copy.copy(self._function))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Carried:
+        return self._over(copy.deepcopy(self._function, memo))
+
+    def _over(self, function: Any) -> Carried:
+        return self if function is self._function else type(self)(function, self._context)
+
+    @property
+    def __func__(self) -> Any:
+        """Of a bound method: its function, carried. It is kept: WeakMethod has a weak reference."""
+        try:
+            return vars(self)["_carried_function"]
+        except KeyError:
+            function: Any = self._function
+            self._carried_function = type(self)(function.__func__, self._context)
+            return self._carried_function
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:  # pyright: ignore
