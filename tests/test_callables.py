@@ -260,6 +260,17 @@ def test_signals_take_bound_methods() -> None:
     assert signal.send(1) == []
 
 
+def test_annotations_are_there_whoever_looks_at_the_class() -> None:
+    """Python puts empty annotations on a class that is asked for its own, as mock does."""
+    for kind in ("function", "callable object", "method of a builtin type"):
+        wrapper: Any = type(traced_module.CASES[kind].get())
+        assert wrapper.__annotations__ is not None
+    assert typing.get_type_hints(traced_module.function) == typing.get_type_hints(plain.function)
+    function = traced(lambda a: a)
+    function.__annotations__ = {"a": int}
+    assert typing.get_type_hints(function.__wrapped__) == {"a": int}
+
+
 def test_doctest_finds_the_same() -> None:
     """Examples in the documentation of what is traced are found, and pass."""
     found = [

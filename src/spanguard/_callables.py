@@ -115,10 +115,22 @@ else:
     _Wrapping = object  # annotations in a class here would be taken for the callable's own
 
 
+def _set_annotations(traced: Any, value: Any) -> None:
+    traced.__wrapped__.__annotations__ = value
+
+
+_ANNOTATIONS = property(lambda traced: traced.__wrapped__.__annotations__, _set_annotations)
+
+
 class _Traced(_Wrapping):
     """What all traced callables answer as what they wrap does."""
 
     __slots__ = ()
+
+    def __init_subclass__(cls) -> None:
+        # Else whoever looks at the annotations of the class (mock does) makes Python put empty
+        # ones there, and they hide those of every callable.
+        cls.__annotations__ = _ANNOTATIONS  # type: ignore[assignment]
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:  # pyright: ignore
