@@ -242,13 +242,14 @@ class TracedFunction(_Traced, _FunctionWrapper):
     def __init__(self, plan: CallPlan) -> None:
         super().__init__(plan.function, plan.caller())  # type: ignore[call-arg]
         self._self_plan = plan
+        self._self_seeks_owner = plan.asks_owner
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         wrapped = self.__wrapped__
         if type(wrapped) in _BINDING:
             if instance is None:
                 return self
-            if self._self_plan.owner is None and self._self_plan.asks_owner:
+            if self._self_seeks_owner and self._self_plan.owner is None:
                 self._self_plan.owner = _owner_of(self, owner)
             # Python's own method: it pickles, copies, compares and is held weakly as any.
             return MethodType(self, instance)
