@@ -7,10 +7,13 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.tracing import provider
+from opentelemetry.sdk.trace import SpanProcessor
 from sqlalchemy.exc import OperationalError
 
 import spanguard
@@ -57,11 +60,12 @@ def lines(program: str, uri: str, **environment: str) -> list[str]:
 @pytest.mark.parametrize("program", STARTS.values(), ids=STARTS)
 def test_a_start_that_fails_says_what_mlflow_says(program: str) -> None:
     """A driver that is missing is named, once, with neither payload nor password."""
-    (line,) = lines(program, "mysql+spanguardless://me:secret@127.0.0.1/traces")
-    assert "starting a span failed" in line
+    found = lines(program, "mysql+spanguardless://me:secret@127.0.0.1/traces")
+    (line,) = [line for line in found if "starting a span failed" in line]
     assert "spanguardless" in line
-    assert "payload" not in line
-    assert "secret" not in line
+    for line in found:  # at the exit one more says how many traces are lost
+        assert "payload" not in line
+        assert "secret" not in line
 
 
 @pytest.mark.parametrize("program", LOOKS_UP.values(), ids=LOOKS_UP)
@@ -82,8 +86,32 @@ def test_a_look_up_that_fails_says_what_mlflow_says(program: str) -> None:
 )
 def test_a_file_store_that_is_refused_says_the_cure(tmp_path: Path) -> None:
     """MLflow's message about its file store names the variable at its end."""
-    (line,) = lines(STARTS["a block"], tmp_path.as_uri())
+    found = lines(STARTS["a block"], tmp_path.as_uri())
+    (line,) = [line for line in found if "starting a span failed" in line]
     assert "MLFLOW_ALLOW_FILE_STORE=true" in line
+
+
+class Refusing(SpanProcessor):
+    """Of the user's, beside MLflow's own."""
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        raise mlflow.MlflowException("the collector says: renew the key")
+
+
+def test_a_flush_that_fails_says_what_mlflow_says(
+    store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What makes a flush fail is said in the log."""
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "true")
+    monkeypatch.setattr(_findings, "reraise_internal", False)
+    with spanguard.traced_span("root"):
+        pass
+    provider.provider.get().add_span_processor(Refusing())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert not spanguard.flush(10)
+    assert "handing over failed with MlflowException" in caplog.text
+    assert "renew the key" in caplog.text
 
 
 def test_the_values_of_a_query_are_not_logged(

@@ -235,7 +235,7 @@ class _HandingOver:
             is_done = True
         except Exception as error:
             with suppress(Exception):  # our own test suite has it raised again
-                internal_error("handing over", error)
+                internal_error("handing over", error, quoted=True)
         with self._turn:
             self._tried = number
             if is_done:
