@@ -337,6 +337,11 @@ class Attachment(Block[None]):
         self._work = Work()
         self._late: _LateWork | None = None
 
+    def __del__(self) -> None:
+        work = getattr(self, "_work", None)
+        if work is not None:
+            work.is_over = True  # entered and dropped: what it left open is nobody's any more
+
     def __enter__(self) -> None:
         self._begin()
         arrival = _Arrival(self._context)

@@ -2,12 +2,14 @@
 
 The garbage collector runs finalizers in the middle of anything: also while this very thread holds
 a lock of OpenTelemetry's that closing a span would wait for, for ever (issue 9, A1). So a
-finalizer only puts its work aside. Whoever next opens, ends or flushes does it, or the exit.
+finalizer only puts its work aside. Its thread does it when it next opens or ends a span; or who
+flushes, or the exit.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable
 from types import FrameType
@@ -22,28 +24,46 @@ __all__ = [
     "put_aside",
 ]
 
-_put_aside: deque[Callable[[], object]] = deque()
+Work = Callable[[], object]
 
-# Takes work to be done later. Atomic, and safe in finalizers and in signal handlers.
-put_aside = _put_aside.append
+# By the id of the thread that is to do it: another one that ends a root while its thread opens a
+# child would cost the trace (test_collector.py). None of a dictionary's steps here takes a lock.
+_put_aside: dict[int, deque[Work]] = {}
 
-is_anything_put_aside = _put_aside.__len__
+
+def put_aside(work: Work, thread_id: int | None = None) -> None:
+    """Keep work until the thread that it is of opens, ends or flushes; this one, if not named.
+
+    It may be done twice: what is put aside sees for itself whether it is done.
+    """
+    whose = threading.get_ident() if thread_id is None else thread_id
+    while True:
+        queue = _put_aside.setdefault(whose, deque())
+        queue.append(work)
+        if _put_aside.get(whose) is queue:
+            return  # else it was taken in this very moment, and perhaps before the work was in it
 
 
-def do_put_aside() -> None:
-    """Do what was put aside until now. What cannot be done yet puts itself aside again."""
-    for _ in range(len(_put_aside)):
-        try:
-            work = _put_aside.popleft()
-        except IndexError:  # another thread was quicker
-            return
-        with contained("closing what was dropped while open"):
-            work()
+def is_anything_put_aside() -> bool:
+    """Tell whether there is something to do. Asked at each start and end of a span."""
+    return bool(_put_aside)
+
+
+def do_put_aside(*, of_all: bool = False) -> None:
+    """Do what was put aside until now: by this thread and by those that are over, or by all.
+
+    What cannot be done yet puts itself aside again.
+    """
+    here = threading.get_ident()
+    for thread_id in list(_put_aside):
+        if of_all or thread_id == here or thread_id not in sys._current_frames():
+            for work in list(_put_aside.pop(thread_id, ())):
+                with contained("closing what was dropped while open"):
+                    work()
 
 
 # In a forked child: what was put aside is open in the parent, and the parent closes it.
 forget_put_aside = _put_aside.clear
-
 
 # Modules that hold locks while code of theirs runs. Those that call the user's code (MLflow's
 # fluent API) hold none meanwhile; nor do we.

@@ -44,7 +44,7 @@ def open_spans(older_than: float | None = None) -> list[OpenSpan]:
     >>> spanguard.open_spans()
     []
     """
-    do_put_aside()
+    do_put_aside(of_all=True)
     reports = [entry.report() for entry in _registry.open_entries() if entry.is_open]
     if older_than is None:
         return reports
@@ -81,7 +81,7 @@ def close_all(
     orphaned_by: str, *, is_error: bool = True, raised: BaseException | None = None
 ) -> int:
     """End every open span, last opened first: children start after their parents."""
-    do_put_aside()
+    do_put_aside(of_all=True)
     outcome = ORPHANED if is_error else OK
     closed = 0
     for entry in reversed(_registry.open_entries()):
@@ -122,7 +122,7 @@ def flush(timeout: float | None = 30.0) -> bool:
                 "seconds were waited at most. Pass a number of seconds, or None."
             )
         )
-    do_put_aside()
+    do_put_aside(of_all=True)
     deadline = time.monotonic() + (30.0 if seconds is None else seconds)
     delivery = _deliver_all_by(deadline)
     if delivery.complaint is not None:

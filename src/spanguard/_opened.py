@@ -429,7 +429,7 @@ class OpenedSpan:
         # Only put aside: this may run in the middle of anything (see _dropped.py).
         entry = getattr(self, "entry", None)
         if entry is not None and not entry.ended and self.closed_by is None:
-            put_aside(self._close_dropped)
+            put_aside(self._close_dropped, entry.strand.thread.ident)
 
     def _close_dropped(self) -> None:
         entry = self.entry
@@ -450,8 +450,14 @@ class OpenedSpan:
                 return
             _registry.close_descendants(entry, with_what_outlives=False)
             entry.opened = None  # it is this one, on its way out
-            self.orphaned()
-            _registry.close_orphan(entry, "garbage collection", ABANDONED)
+            if self.is_root and entry.children and _registry.claim(entry):
+                self.orphaned()
+                by, opened_at = "garbage collection", str(entry.site)
+                _record.orphan(self.live, ABANDONED, opened_at=opened_at, orphaned_by=by)
+                self._end(None)  # when what runs on under it has ended
+            else:
+                self.orphaned()
+                _registry.close_orphan(entry, "garbage collection", ABANDONED)
 
 
 def _abandoned(span: OpenSpan) -> OrphanedSpanError:

@@ -640,6 +640,8 @@ def close_orphan(
         return None
     report = entry.report()
     try:
+        if entry.children and entry.parent is None:  # a root ends last, or its trace is lost
+            close_descendants(entry)
         entry.orphaned_by = orphaned_by
         opened = entry.opened() if entry.opened is not None else None
         if opened is not None:

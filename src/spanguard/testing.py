@@ -409,7 +409,7 @@ class LeakCheck:
 
     def finish(self, closed_by: str) -> Leaks:
         """Close what was left open, restore what was ambient, and tell of it."""
-        do_put_aside()  # what was dropped while open
+        do_put_aside(of_all=True)  # what was dropped while open
         leaks, left = Leaks(), self._left_open()
         self._stop_listening()
         for entry in left:
