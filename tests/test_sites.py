@@ -20,7 +20,7 @@ import pytest
 import spanguard
 from spanguard import TraceStateManager, carry, trace_batch, traced, traced_span
 from spanguard._site import user_site
-from spanguard.exceptions import OrphanedSpanWarning
+from spanguard.exceptions import OrphanedSpanWarning, SpanOpenTooLongWarning
 from tests.store import Store, await_true
 
 
@@ -202,30 +202,35 @@ def test_what_is_carried_is_named_by_its_def(store: Store) -> None:
 
 
 @traced
-def first_numbers() -> Any:
-    yield 1
-    yield 2
+def first_job(done: threading.Event) -> None:
+    assert done.wait(60)
 
 
 @traced
-def second_numbers() -> Any:
-    yield 1
-    yield 2
+def second_job(done: threading.Event) -> None:
+    assert done.wait(60)
 
 
-def test_each_function_that_leaks_is_told_of(store: Store) -> None:
-    """A second function that a pool steps and forgets is warned of as well, each once."""
-    with warnings.catch_warnings(record=True) as told:
+def test_each_function_that_hangs_is_told_of(store: Store) -> None:
+    """A second function that hangs in a pool is warned of as well, each once, at its `def`."""
+    done = threading.Event()
+    with warnings.catch_warnings(record=True) as told, ThreadPoolExecutor(3) as pool:
         warnings.simplefilter("always")
-        for make in (first_numbers, second_numbers, first_numbers):
-            numbers = make()
-            with traced_span("root"), ThreadPoolExecutor(1) as pool:
-                assert pool.submit(carry(next), numbers).result() == 1
-    found = [w for w in told if w.category is OrphanedSpanWarning]
-    assert [(w.filename, w.lineno) for w in found] == [
-        (__file__, first_numbers.__code__.co_firstlineno + 1),
-        (__file__, second_numbers.__code__.co_firstlineno + 1),
+        with spanguard.watch(open_longer_than=0.01):
+            for job in (first_job, second_job, first_job):
+                pool.submit(job, done)
+            try:
+                await_true(lambda: len(places(told)) == 2)
+            finally:
+                done.set()
+    assert sorted(places(told)) == [
+        (__file__, first_job.__code__.co_firstlineno + 1),
+        (__file__, second_job.__code__.co_firstlineno + 1),
     ]
+
+
+def places(told: list[Any]) -> list[tuple[str, int]]:
+    return [(w.filename, w.lineno) for w in told if w.category is SpanOpenTooLongWarning]
 
 
 def test_two_functions_of_one_line_are_told_apart(store: Store) -> None:
