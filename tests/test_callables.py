@@ -388,4 +388,5 @@ def test_a_carried_method_is_held_weakly_and_copied(store: Store, module: Any) -
     with pytest.raises(TypeError):
         weakref.WeakMethod(function)
     del carried
+    gc.collect()
     assert held() is None
