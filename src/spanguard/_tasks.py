@@ -27,11 +27,11 @@ def running_task() -> Any:
 
 
 def _trio_task() -> Any:
-    lowlevel = getattr(sys.modules.get("trio"), "lowlevel", None)
-    try:
-        return lowlevel.current_task() if lowlevel is not None else None
-    except (AttributeError, RuntimeError):  # half imported; not in trio
-        return None
+    lowlevel: Any = getattr(sys.modules.get("trio"), "lowlevel", None)
+    # Asked first, as current_task() raises outside of trio. An older trio, and one that is being
+    # imported in this moment, cannot be asked.
+    in_task = getattr(lowlevel, "in_trio_task", None)
+    return lowlevel.current_task() if in_task is not None and in_task() else None
 
 
 def is_over(task: Any) -> bool:
