@@ -120,6 +120,10 @@ ARGUMENTS = (
     "new_trace",
     "expected",
     "strict",
+    "description",
+    "log_level",
+    "trace_destination",
+    "sampling_ratio_override",
     "self",
     "args",
     "unknown",
@@ -406,16 +410,47 @@ def _batch_with(choice: dict[str, Any]) -> Any:
     return nullcontext(trace_batch([1], lambda item: item, name="batch", **choice))
 
 
+DECORATOR = (
+    "attributes",
+    "capture_inputs",
+    "capture_outputs",
+    "client",
+    "description",
+    "expected",
+    "links",
+    "log_level",
+    "max_items",
+    "name",
+    "output_reducer",
+    "redact",
+    "span_type",
+    "tags",
+    "trace_destination",
+    "unknown",
+)
+
+
 def test_any_value_for_a_decorator(sweep: Sweep) -> None:
-    """A traced function runs, whatever `traced` was given."""
-    options = ("span_type", "attributes", "tags", "expected", "client", "links", "description")
+    """A traced function or generator runs, whatever `traced` was given."""
     for make in sweep.values():
         with traced_span("root") as root:
-            given = {name: make() for name in options}
-            work = sweep.tries("traced", traced, lambda value: value, strict=False, **given)
-            value = make()
-            assert sweep.tries("call", work, value) is value
+            for option in DECORATOR:
+                work = sweep.tries(option, _traced, lambda value: value, {option: make()})
+                value = make()
+                assert sweep.tries(option, work, value) is value
+                steps = sweep.tries(option, _traced, _one_step, {option: make()})
+                assert [*sweep.tries(option, steps, value)][0] is value
         sweep.recorded(root)
+        everything = {option: make() for option in ("tags", "span_type", "attributes")}
+        sweep.tries("root", _traced(lambda value: value, everything), make())
+
+
+def _traced(function: Callable[[Any], Any], options: dict[str, Any]) -> Any:
+    return traced(**options, strict=False)(function)
+
+
+def _one_step(value: Any) -> Iterator[Any]:
+    yield value
 
 
 SETTINGS: dict[str, Callable[[Any], Any]] = {

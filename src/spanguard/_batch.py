@@ -19,7 +19,7 @@ from spanguard._given import (
     attribute_of,
     is_raised_as,
     is_the_users,
-    kind_of,
+    kind_name,
     text_of,
     truth_of,
     whole_number_of,
@@ -432,7 +432,7 @@ def trace_batch(
 
 def _check(fn: Any, on_error: Any, max_in_flight: Any) -> None:
     if not callable(fn):
-        raise TypeError(f"trace_batch() takes a callable, not a {kind_of(fn)}.")
+        raise TypeError(f"trace_batch() takes a callable, not a {kind_name(fn)}.")
     if _is_coroutine_function(fn):
         raise TypeError(
             "trace_batch() takes a plain function, and this is a coroutine function. Pass one "
@@ -491,7 +491,7 @@ def _namer(item_name: Any, fn: Any, strict: bool | None) -> Callable[[Any], str]
             if is_the_users(error):
                 raise
             finding = InvalidSpanArgumentError(
-                f"item_name raised {kind_of(error)}; the span was called {default!r}. Give "
+                f"item_name raised {kind_name(error)}; the span was called {default!r}. Give "
                 "a function that returns a string for every item.",
                 span_name=default,
             )

@@ -8,7 +8,7 @@ import threading
 from dataclasses import dataclass, replace
 from typing import Any
 
-from spanguard._given import kind_of, number_of, truth_of, whole_number_of
+from spanguard._given import kind_name, number_of, truth_of, whole_number_of
 from spanguard._settings import Mark, Setting, innermost
 
 __all__ = [
@@ -102,7 +102,7 @@ def strict(enabled: bool = True) -> StrictSetting:
     """
     wanted = truth_of(enabled)
     if wanted is None:
-        raise ValueError(f"enabled must be True or False, not a {kind_of(enabled)}")
+        raise ValueError(f"enabled must be True or False, not a {kind_name(enabled)}")
     setting = StrictSetting(wanted)
     setting.called_from(sys._getframe(1))
     return setting
@@ -193,7 +193,7 @@ def _shown(value: Any) -> str:
     """Return a number, to be shown; of anything else its type: it may have no text."""
     number = number_of(value)
     is_short = number is not None and -1e15 < number < 1e15
-    return repr(number) if is_short else f"a {kind_of(value)}"
+    return repr(number) if is_short else f"a {kind_name(value)}"
 
 
 def limits(

@@ -20,7 +20,7 @@ from spanguard._block import Block
 from spanguard._config import is_strict
 from spanguard._context import OverlappingAmbient
 from spanguard._findings import contained, settle
-from spanguard._given import is_a, is_the_users, kind_of
+from spanguard._given import is_a, is_the_users, kind_name
 from spanguard._opened import OpenedSpan
 from spanguard._payload import (
     MAX_LABEL_CHARS,
@@ -185,7 +185,7 @@ class CustomTraceManager:
             if is_the_users(error):
                 raise
             finding = InvalidSpanArgumentError(
-                f"The id_factory raised {kind_of(error)}; an id was generated. Let it "
+                f"The id_factory raised {kind_name(error)}; an id was generated. Let it "
                 "return a text for any user id and operation."
             )
             return _generated(user_id, operation), [finding]

@@ -20,9 +20,19 @@ from spanguard._generators import (
     TracedGenerator,
     TracedGeneratorCoroutine,
 )
+from spanguard._given import (
+    is_a,
+    is_the_users,
+    items_of,
+    kind_name,
+    text_of,
+    truth_of,
+    whole_number_of,
+)
 from spanguard._items import Items, WholeItems
 from spanguard._opened import OpenedSpan
-from spanguard._request import SpanRequest
+from spanguard._payload import clean_text
+from spanguard._request import MAX_SPAN_NAME_CHARS, SpanRequest
 from spanguard._site import CalledFunction, user_site
 from spanguard._span import open_span
 from spanguard.exceptions import InvalidSpanArgumentError
@@ -136,8 +146,9 @@ class _Plan:
     def _for_trace(self) -> dict[str, Any]:
         """Return the arguments that mean something where the call starts a trace only."""
         options = self.options
-        if (options.tags or options.trace_destination is not None) and _starts_a_trace():
-            return {"tags": options.tags or None, "trace_destination": options.trace_destination}
+        for_trace = options.tags is not None or options.trace_destination is not None
+        if for_trace and _starts_a_trace():
+            return {"tags": options.tags, "trace_destination": options.trace_destination}
         return {}
 
     def write_output(self, opened: OpenedSpan, value: Any) -> None:
@@ -174,7 +185,9 @@ class _Plan:
         outputs: Any = items
         try:
             outputs = reduce(items)
-        except Exception as error:
+        except BaseException as error:
+            if is_the_users(error):
+                raise
             _log_hook("output_reducer", error)
         if self.options.redact is not None:
             outputs = _redacted(self.options.redact, "return", outputs)
@@ -189,7 +202,9 @@ class _Plan:
         if options.output_reducer is not None:
             return WholeItems(most)
         redact = options.redact
-        return Items(most, redact and (lambda item: _redacted(redact, "return", item)))
+        if redact is None:
+            return Items(most)
+        return Items(most, lambda item: _redacted(redact, "return", item))
 
     # -- the kinds of calls, by the signature of wrapt's wrappers; self is among the arguments
 
@@ -231,15 +246,17 @@ def _redacted(redact: Redact, name: str, value: Any) -> Any:
     """Return what the redactor makes of a value; if it fails, nothing of the value."""
     try:
         return redact(name, value)
-    except Exception as error:
+    except BaseException as error:
+        if is_the_users(error):
+            raise
         _log_hook("redact", error)
-        return f"[spanguard: not recorded, redact() raised {type(error).__name__}]"
+        return f"[spanguard: not recorded, redact() raised {kind_name(error)}]"
 
 
 _logged_hooks: set[tuple[str, str]] = set()
 
 
-def _log_hook(hook: str, error: Exception) -> None:
+def _log_hook(hook: str, error: BaseException) -> None:
     """Log that a user's hook failed, once per hook and type. Its message may hold the payload."""
     key = (hook, type(error).__qualname__)
     if key not in _logged_hooks:
@@ -406,7 +423,7 @@ def traced(
         f"traced() does not take {', '.join(sorted(unknown))}; ignored. Remove it, or check its "
         "spelling."
     ][: len(unknown)]
-    if isinstance(func, str):
+    if is_a(func, str):
         if name is not None:
             findings.append(
                 f"traced() was given two names; {func!r} was taken. Pass what else there is by "
@@ -419,6 +436,20 @@ def traced(
             "capture_inputs of traced() is neither True, False nor names of parameters; no inputs "
             "are recorded. Pass a list of strings."
         )
+    captures = truth_of(capture_outputs)
+    if captures is None:
+        findings.append(
+            "capture_outputs of traced() is neither true nor false; no outputs are recorded. Pass "
+            "True or False."
+        )
+    most = whole_number_of(max_items)
+    if most is None:
+        findings.append(
+            f"max_items of traced() is no whole number; {MAX_ITEMS} was taken. Pass a number."
+        )
+        most = MAX_ITEMS
+    if name is not None and not is_a(name, str):
+        findings.append("name of traced() is no string. Pass a string, or no name.")
     _tell(findings, strict)
     extras = {
         "sampling_ratio_override": sampling_ratio_override,
@@ -427,15 +458,15 @@ def traced(
         "description": description,
     }
     options = Options(
-        name=name,
+        name=clean_text(name, MAX_SPAN_NAME_CHARS) if name is not None else None,
         span_type=span_type,
         attributes=attributes,
         tags=tags,
         capture_inputs=kept or False,
-        capture_outputs=capture_outputs,
+        capture_outputs=captures or False,
         redact=redact,
         output_reducer=output_reducer,
-        max_items=max_items,
+        max_items=most,
         expected=expected,
         client=client,
         strict=strict,
@@ -445,17 +476,19 @@ def traced(
     return _Decorator(options) if func is None else _traced(func, options)
 
 
+_MAX_NAMES = 1_000
+
+
 def _kept(capture_inputs: Any) -> bool | Collection[str] | None:
     """Read which parameters are to be recorded; None if that cannot be told."""
-    if isinstance(capture_inputs, bool):
-        return capture_inputs
-    if isinstance(capture_inputs, str):
-        return (capture_inputs,)
-    try:
-        names = tuple(capture_inputs)
-    except Exception:  # it is no collection
-        return None
-    return names if all(isinstance(name, str) for name in names) else None
+    if is_a(capture_inputs, bool):
+        return bool(capture_inputs)
+    name = text_of(capture_inputs)
+    if name is not None:
+        return (name,)
+    names = [text_of(each) for each in items_of(capture_inputs, _MAX_NAMES)]
+    known = tuple(each for each in names if each is not None)
+    return known if len(known) == len(names) else None
 
 
 def _tell(findings: list[str], strict: bool | None) -> None:

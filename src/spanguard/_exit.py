@@ -22,7 +22,7 @@ from spanguard._findings import (
     logger,
     settle,
 )
-from spanguard._given import kind_of, number_of
+from spanguard._given import kind_name, number_of
 from spanguard._outcome import OK, ORPHANED
 from spanguard._proxy import parse_status
 from spanguard._registry import OpenSpan
@@ -51,7 +51,7 @@ def open_spans(older_than: float | None = None) -> list[OpenSpan]:
     seconds = number_of(older_than)
     if seconds is None:
         finding = InvalidSpanArgumentError(
-            f"older_than of open_spans() is a {kind_of(older_than)} that is no number; all open "
+            f"older_than of open_spans() is a {kind_name(older_than)} that is no number; all open "
             "spans were returned. Pass a number of seconds, or None."
         )
         settle([finding], strict=None, raised=None, site=user_site(2))
@@ -118,7 +118,7 @@ def flush(timeout: float | None = 30.0) -> bool:
     if seconds is None:
         findings.append(
             InvalidSpanArgumentError(
-                f"The timeout of flush() is a {kind_of(timeout)} that is no number; 30 "
+                f"The timeout of flush() is a {kind_name(timeout)} that is no number; 30 "
                 "seconds were waited at most. Pass a number of seconds, or None."
             )
         )

@@ -19,7 +19,7 @@ __all__ = [
     "is_same",
     "is_the_users",
     "items_of",
-    "kind_of",
+    "kind_name",
     "number_of",
     "text_of",
     "truth_of",
@@ -62,7 +62,7 @@ def is_raised_as(exception: BaseException, kinds: tuple[type[BaseException], ...
     return any(type.__subclasscheck__(caught, kind) for caught in kinds)
 
 
-def kind_of(value: object) -> str:
+def kind_name(value: object) -> str:
     """Return the name of a value's class, to be shown."""
     return str(attribute_of(type(value), "__name__", "object"))
 

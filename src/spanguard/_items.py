@@ -42,7 +42,7 @@ class Items:
         seen: Any = [item]
         if self._look is not None:
             seen = self._look(seen)
-        for each in seen if isinstance(seen, list) else [seen]:
+        for each in seen if type(seen) is list else [seen]:
             self.kept.append(self._budget.take(each))
 
 

@@ -935,6 +935,8 @@ def is_log_level(level: Any) -> bool:
     """Tell whether MLflow takes a log level. One that has none takes them all, and ignores them."""
     if _log_levels is None:
         return True
+    if not issubclass(type(level), (str, _log_levels)):
+        return False
     try:
         _log_levels.from_value(level)
     except Exception:

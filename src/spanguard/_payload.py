@@ -17,7 +17,7 @@ from typing import Any
 
 from spanguard import _mlflow
 from spanguard._config import current_limits
-from spanguard._given import is_a, is_mapping, is_the_users, kind_of, text_of
+from spanguard._given import is_a, is_mapping, is_the_users, kind_name, text_of
 
 __all__ = [
     "Budget",
@@ -74,7 +74,7 @@ class Budget:
         except BaseException as error:
             if is_the_users(error):
                 raise
-            return f"[spanguard: {kind_of(value)} not recorded, {kind_of(error)}]"
+            return f"[spanguard: {kind_name(value)} not recorded, {kind_name(error)}]"
 
 
 def is_plain(value: Any) -> bool:
@@ -252,7 +252,7 @@ def _shown(render: Callable[[Any], str], value: Any) -> str:
     except BaseException as error:
         if is_the_users(error):
             raise
-        return f"<{kind_of(value)} object, its text raised {kind_of(error)}>"
+        return f"<{kind_name(value)} object, its text raised {kind_name(error)}>"
 
 
 def _as_text(value: Any) -> str:

@@ -13,7 +13,7 @@ import wrapt
 from spanguard import _mlflow, _record, _registry
 from spanguard._events import read_event, read_link
 from spanguard._findings import contained, settle
-from spanguard._given import attribute_of, is_a, is_the_users, kind_of, text_of
+from spanguard._given import attribute_of, is_a, is_the_users, kind_name, text_of
 from spanguard._mlflow import SpanStatus, SpanStatusCode
 from spanguard._outcome import ERROR
 from spanguard._payload import as_mapping, clean_text, safe_repr
@@ -189,7 +189,7 @@ class SpanProxy(_ObjectProxy):
             self._self_found(
                 InvalidSpanArgumentError(
                     f"{method}() of span {self.__wrapped__.name!r} did not take its argument "
-                    f"({kind_of(error)}). See MLflow's documentation of {method}()."
+                    f"({kind_name(error)}). See MLflow's documentation of {method}()."
                 )
             )
 

@@ -7,7 +7,15 @@ import re
 from typing import Any
 
 from spanguard import _mlflow
-from spanguard._given import attribute_of, is_a, items_of, kind_of, number_of, text_of, truth_of
+from spanguard._given import (
+    attribute_of,
+    is_a,
+    items_of,
+    kind_name,
+    number_of,
+    text_of,
+    truth_of,
+)
 from spanguard._payload import clean_labels, clean_text, shortened, whole_text
 from spanguard._site import CalledFunction
 from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError
@@ -199,7 +207,7 @@ class SpanRequest:
         text = text_of(value)
         if text is None:
             self._found(
-                f"{argument} of span {self.name!r} is a {kind_of(value)}, not a string; it was "
+                f"{argument} of span {self.name!r} is a {kind_name(value)}, not a string; it was "
                 "ignored. Pass span.trace_id or span.span_id."
             )
         return text
@@ -215,12 +223,14 @@ class SpanRequest:
         truth = truth_of(value)
         if truth is None:
             self._found(
-                f"{argument} of span {self.name!r} is a {kind_of(value)}, neither true nor false; "
-                "it was ignored. Pass True or False."
+                f"{argument} of span {self.name!r} is a {kind_name(value)}, neither true nor "
+                "false; it was ignored. Pass True or False."
             )
         return truth
 
     def _log_level(self, level: Any) -> Any:
+        name = text_of(level)
+        level = level if name is None else name
         if _mlflow.is_log_level(level):
             return level
         self._found(
@@ -313,7 +323,7 @@ class SpanRequest:
 def no_client(client: Any, name: str) -> InvalidSpanArgumentError:
     """Make a finding of a client that starts no spans."""
     return InvalidSpanArgumentError(
-        f"The client of {name!r} is a {kind_of(client)}, which starts no spans; it was ignored. "
+        f"The client of {name!r} is a {kind_name(client)}, which starts no spans; it was ignored. "
         "Pass an MlflowClient, or nothing.",
         span_name=name,
     )

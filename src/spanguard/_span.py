@@ -16,7 +16,7 @@ from spanguard._config import is_strict
 from spanguard._context import LOST_PARENT, ambient_span
 from spanguard._dropped import do_put_aside, is_anything_put_aside
 from spanguard._findings import contained, internal_error, nothing_held_back, settle
-from spanguard._given import attribute_of, is_a, items_of, kind_of
+from spanguard._given import attribute_of, is_a, items_of, kind_name
 from spanguard._opened import OpenedSpan
 from spanguard._outcome import classify
 from spanguard._payload import as_mapping, clean, clean_attributes
@@ -148,7 +148,7 @@ def _attributes(request: SpanRequest) -> dict[str, Any]:
     if not is_a(request.attributes, dict):
         request.findings.append(
             InvalidSpanArgumentError(
-                f"attributes of span {request.name!r} is a {kind_of(request.attributes)}, "
+                f"attributes of span {request.name!r} is a {kind_name(request.attributes)}, "
                 "not a dict; what it holds was recorded. Pass a dict.",
                 span_name=request.name,
             )

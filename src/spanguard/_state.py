@@ -17,7 +17,7 @@ from spanguard._block import Block
 from spanguard._config import MAX_MESSAGE_CHARS, is_strict
 from spanguard._context import OverlappingAmbient, Strand, pushed
 from spanguard._findings import settle
-from spanguard._given import attribute_of, is_a, is_the_users, kind_of, text_of
+from spanguard._given import attribute_of, is_a, is_the_users, kind_name, text_of
 from spanguard._mlflow import otel_span
 from spanguard._opened import OpenedSpan, left_open_finding, orphans_finding
 from spanguard._payload import clean_text, safe_repr
@@ -454,7 +454,7 @@ def _otel_span_of(handle: Any) -> Any:
 
 def _as_exception(given: Any, span_name: str) -> tuple[Exception, InvalidSpanArgumentError]:
     return Exception(clean_text(given, MAX_MESSAGE_CHARS)), InvalidSpanArgumentError(
-        f"error of span {span_name!r} is a {kind_of(given)}, no exception; its text was recorded "
+        f"error of span {span_name!r} is a {kind_name(given)}, no exception; its text was recorded "
         "as one. Pass the exception.",
         span_name=span_name,
     )
