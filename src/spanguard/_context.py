@@ -16,7 +16,7 @@ from typing import Any, cast
 from spanguard import _mlflow
 from spanguard._mlflow import OtelSpan
 from spanguard._settings import context_settings
-from spanguard._tasks import is_over, running_task
+from spanguard._tasks import is_over, may_run_a_task, running_task
 
 __all__ = [
     "LOST_PARENT",
@@ -29,6 +29,7 @@ __all__ = [
     "Strand",
     "Work",
     "ambient_span",
+    "current_strand",
     "origin_here",
     "other_span",
     "pushed",
@@ -255,6 +256,20 @@ class Work:
 
 
 _work: ContextVar[Work | None] = ContextVar("spanguard_work", default=None)
+
+
+_threads = threading.local()
+
+
+def current_strand() -> Strand:
+    """Return the strand of what runs here. A thread's own code has one and the same."""
+    if not may_run_a_task() and _work.get() is None:
+        try:
+            return cast(Strand, _threads.strand)
+        except AttributeError:
+            strand = _threads.strand = Strand()
+            return strand
+    return Strand()
 
 
 class Strand:

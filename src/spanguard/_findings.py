@@ -246,7 +246,7 @@ def the_users(error: BaseException) -> BaseException | None:
 def _was_caught_by_machinery(error: BaseException) -> bool:
     """Tell an exception that MLflow or we have caught from one that came from the user's code."""
     traceback = error.__traceback__
-    return traceback is not None and is_machinery(traceback.tb_frame.f_globals.get("__name__"))
+    return traceback is not None and is_machinery(str(traceback.tb_frame.f_globals.get("__name__")))
 
 
 def _is_of_a_handler(error: BaseException) -> bool:
@@ -298,20 +298,21 @@ def hold_back_the_users(error: BaseException) -> None:
         _hold_back(users)
 
 
-class nothing_held_back:
-    """A with-block at whose end the user's exception is raised that MLflow has swallowed in it."""
+def is_anything_held_back() -> bool:
+    """Tell whether there is something to raise. Asked at each start and end of a span."""
+    return bool(_held_back)
 
-    __slots__ = ()
 
-    def __enter__(self) -> None:
-        if _held_back:
-            _held_back.pop(threading.get_ident(), None)
+def forget_held_back() -> None:
+    """Forget what this thread has held back: it has reached the user, or came too early."""
+    _held_back.pop(threading.get_ident(), None)
 
-    def __exit__(self, exc_type: Any, error: BaseException | None, traceback: Any) -> None:
-        if _held_back:
-            held_back = _held_back.pop(threading.get_ident(), None)
-            if held_back is not None and error is None:
-                raise held_back
+
+def raise_held_back() -> None:
+    """Raise the user's exception that MLflow has swallowed in this thread, if there is one."""
+    held_back = _held_back.pop(threading.get_ident(), None)
+    if held_back is not None:
+        raise held_back
 
 
 class contained:

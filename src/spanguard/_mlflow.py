@@ -841,8 +841,11 @@ def is_being_written(otel: Any) -> bool:
     OpenTelemetry writes under a lock that is not re-entrant. Another thread is done in
     microseconds; this one is never, where a finalizer runs in the middle of its write.
     """
-    locked = getattr(getattr(otel, "_lock", None), "locked", None)
-    if locked is None or not locked():
+    try:
+        locked = otel._lock.locked
+        if not locked():
+            return False
+    except AttributeError:  # gone, or another kind of span
         return False
     for _ in range(_LOOKS):
         time.sleep(_PAUSE_SECONDS)

@@ -14,9 +14,11 @@ from spanguard._context import Ambient
 from spanguard._dropped import do_put_aside, is_anything_put_aside, is_inside_tracing, put_aside
 from spanguard._findings import (
     contained,
+    forget_held_back,
     internal_error,
+    is_anything_held_back,
     note_unraised,
-    nothing_held_back,
+    raise_held_back,
     settle,
 )
 from spanguard._outcome import ABANDONED, OK, Outcome, classify
@@ -159,27 +161,28 @@ class OpenedSpan:
         Except for what is the user's: an interrupt inside this very code passes, and the span is
         ended all the same.
         """
-        if self._must_wait(raised):
+        entry = self.entry
+        # Where the collector closes a generator, or calls a finalizer, in the middle of a write:
+        # closing here and now could wait for what this very thread holds.
+        if (raised is not None and isinstance(raised, GeneratorExit) and is_inside_tracing()) or (
+            entry is not None and _mlflow.is_being_written(entry.otel)
+        ):
             at = end_time_ns or time.time_ns()
             put_aside(lambda: self.close(raised, by=by, outcome=outcome, end_time_ns=at))
             return []
         if is_anything_put_aside():
             do_put_aside()
         try:
-            with nothing_held_back():
-                return self._close(raised, by, outcome, end_time_ns)
+            if is_anything_held_back():
+                forget_held_back()
+            findings = self._close(raised, by, outcome, end_time_ns)
+            if is_anything_held_back():
+                raise_held_back()
+            return findings
         except BaseException as interrupt:
+            forget_held_back()
             self._close_interrupted(raised or interrupt, by, end_time_ns)
             raise
-
-    def _must_wait(self, raised: BaseException | None) -> bool:
-        """Tell whether closing here and now could wait for what this very thread holds.
-
-        Where the collector closes a generator that holds a block open, in the middle of a write.
-        """
-        if isinstance(raised, GeneratorExit) and is_inside_tracing():
-            return True
-        return self.entry is not None and _mlflow.is_being_written(self.entry.otel)
 
     def _close(
         self,

@@ -28,7 +28,9 @@ __all__ = [
     "clean_key",
     "clean_labels",
     "clean_text",
+    "is_clean_key",
     "is_plain",
+    "is_plain_under",
     "is_simple",
     "safe_repr",
     "shortened",
@@ -82,6 +84,14 @@ def is_plain(value: Any) -> bool:
     return _is_within(value, current_limits().value_chars, any_string=True)
 
 
+def is_plain_under(value: Any, limit: int) -> bool:
+    """Do what `is_plain` does under a cap that is known: most attributes are one short value."""
+    kind = type(value)
+    if kind is str:
+        return len(value) <= limit and (value.isascii() or _is_utf8(value))
+    return kind is bool or kind is float or _is_within(value, limit, any_string=True)
+
+
 def is_simple(value: Any) -> bool:
     """Tell whether a value is plain and can hold nothing that MLflow stores as an attachment."""
     return _is_within(value, current_limits().value_chars, any_string=False)
@@ -116,7 +126,12 @@ def _plain_cost(value: Any, depth: int, limit: int, any_string: bool) -> int:
                 return _NOT_PLAIN
             if not any_string and key in _mlflow.ATTACHMENT_KEYS:
                 return _NOT_PLAIN
-            cost = _plain_cost(item, depth - 1, limit, any_string)
+            of_item = type(item)
+            if of_item is str and len(item) <= _SHORT_STRING and item.isascii():
+                # The most frequent of all, without a call.
+                cost = _NOT_PLAIN if not any_string and item.startswith("data:") else len(item)
+            else:
+                cost = _plain_cost(item, depth - 1, limit, any_string)
             total += len(key) + cost
             if cost < 0 or total > limit:
                 return _NOT_PLAIN
@@ -285,6 +300,13 @@ def shortened(text: str, limit: int) -> str:
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_CHARS]
     return f"{text[: limit - _DIGEST_CHARS - 1]}~{digest}"
+
+
+def is_clean_key(key: Any) -> bool:
+    """Tell a key that is its own text, as nearly all are."""
+    return (
+        type(key) is str and 0 < len(key) <= MAX_NAME_CHARS and key.isascii() and "\x00" not in key
+    )
 
 
 def clean_key(key: Any) -> str:

@@ -17,7 +17,15 @@ from spanguard._findings import contained
 from spanguard._given import number_of, text_of
 from spanguard._mlflow import SpanStatus, SpanStatusCode
 from spanguard._outcome import Outcome, describe, event_attributes
-from spanguard._payload import as_mapping, clean, clean_key, clean_text, is_plain, is_simple
+from spanguard._payload import (
+    as_mapping,
+    clean,
+    clean_key,
+    clean_text,
+    is_clean_key,
+    is_plain_under,
+    is_simple,
+)
 from spanguard.exceptions import InvalidSpanArgumentError
 
 __all__ = ["attribute", "attributes", "end", "exception", "inputs", "orphan", "outputs"]
@@ -53,9 +61,10 @@ def start(span: Any, span_type: str | None, value: Any, named: dict[str, Any]) -
                 plain[_mlflow.INPUTS_KEY] = value
             else:
                 inputs(span, value)
-        room = otel is not None and len(named) <= current_limits().attributes
+        caps = current_limits()
+        room = otel is not None and len(named) <= caps.attributes
         for name, attribute_value in named.items():
-            if room and is_plain(attribute_value):
+            if room and is_plain_under(attribute_value, caps.value_chars):
                 plain[name] = attribute_value
             else:
                 _set(span, name, attribute_value)
@@ -70,7 +79,7 @@ def attribute_names(
     findings: list[InvalidSpanArgumentError] = []
     named: dict[str, Any] = {}
     for key, value in values.items():
-        name = clean_key(key)
+        name = key if is_clean_key(key) else clean_key(key)
         if name.startswith("mlflow."):
             if _mlflow.is_reserved(name):
                 findings.append(reserved_key(name))
@@ -148,10 +157,11 @@ def attributes(span: Any, values: dict[Any, Any]) -> list[InvalidSpanArgumentErr
     with contained("recording attributes"):
         otel = _mlflow.recording_span(span)
         count = len(named) + _mlflow.attribute_count(span)
-        room = otel is not None and count <= current_limits().attributes
+        caps = current_limits()
+        room = otel is not None and count <= caps.attributes
         plain: dict[str, Any] = {}
         for name, value in named.items():
-            if room and is_plain(value):
+            if room and is_plain_under(value, caps.value_chars):
                 plain[name] = value
             else:
                 _set(span, name, value)

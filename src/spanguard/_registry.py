@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from spanguard import _mlflow, _record
-from spanguard._context import StandIn, Strand, origin_here
+from spanguard._context import StandIn, Strand, current_strand, origin_here
 from spanguard._dropped import forget_put_aside, put_aside
 from spanguard._encounters import Encounters
 from spanguard._findings import contained, internal_error, settle
@@ -105,7 +105,7 @@ class Entry:
         # Six frames down is the tracer's own start_span, whoever called it.
         self.site, self.is_instrumented = opener(6)
         self.started = time.monotonic()
-        self.strand = Strand()
+        self.strand = current_strand()
         self.ended = False
         self.orphaned_by: str | None = None
         self.met: Encounters | None = None
@@ -533,7 +533,7 @@ def _close_below(
 
 
 def _strands_of(entry: Entry | RemoteParent) -> list[Strand]:
-    here = Strand()
+    here = current_strand()
     return [here] if isinstance(entry, RemoteParent) else [entry.strand, here]
 
 

@@ -9,7 +9,7 @@ import re
 import sys
 import sysconfig
 from types import CodeType, FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 __all__ = ["CalledFunction", "Site", "is_machinery", "is_of_library", "opener", "user_site"]
 
@@ -27,9 +27,10 @@ _CALLED_BY_USERS = frozenset(
 # Code of ours that opens spans on its own account, as a user would.
 _OURS_AS_USERS = frozenset({"spanguard.demo"})
 
-# A module's name -> does it belong to the machinery? Bounded by the modules there are.
-_is_machinery: dict[Any, bool] = {}
-_instrumentation: set[Any] = set()
+# What a module is, by its name: the user's, machinery, or machinery that opens spans unasked.
+# Bounded by the modules there are.
+_USERS, _MACHINE, _INSTRUMENTS = 0, 1, 2
+_kinds: dict[str, int] = {}
 
 
 class Site(NamedTuple):
@@ -42,20 +43,21 @@ class Site(NamedTuple):
         return f"{self.code.co_filename}:{self.line} in {self.code.co_name}"
 
 
-def _classify(module: Any) -> bool:
-    text = str(module)
-    machinery = text.partition(".")[0] in _MACHINERY and text not in _OURS_AS_USERS
-    _is_machinery[module] = machinery
-    second = ".".join(text.split(".")[:2])
-    if machinery and text.partition(".")[0] != "spanguard" and second not in _CALLED_BY_USERS:
-        _instrumentation.add(module)
-    return machinery
+def _classify(module: str) -> int:
+    top, _, rest = module.partition(".")
+    kind = _USERS
+    if top in _MACHINERY and module not in _OURS_AS_USERS:
+        second = f"{top}.{rest.partition('.')[0]}" if rest else top
+        is_called = top == "spanguard" or second in _CALLED_BY_USERS
+        kind = _MACHINE if is_called else _INSTRUMENTS
+    _kinds[module] = kind
+    return kind
 
 
-def is_machinery(module: Any) -> bool:
+def is_machinery(module: str) -> bool:
     """Tell whether a module, by its name, is none of the user's."""
-    known = _is_machinery.get(module)
-    return _classify(module) if known is None else known
+    known = _kinds.get(module)
+    return (_classify(module) if known is None else known) != _USERS
 
 
 def user_site(depth: int = 1) -> Site:
@@ -74,12 +76,12 @@ def opener(depth: int = 1) -> tuple[Site, bool]:
     walker: FrameType | None = frame
     while walker is not None:
         module = walker.f_globals.get("__name__")
-        machinery = _is_machinery.get(module) if type(module) is str else False
-        if machinery is None:
-            machinery = _classify(module)
-        if not machinery:
+        kind = _kinds.get(module) if type(module) is str else _USERS
+        if kind is None:
+            kind = _classify(cast(str, module))
+        if kind == _USERS:
             return Site(walker.f_code, walker.f_lineno), is_instrumented
-        if module in _instrumentation:
+        if kind == _INSTRUMENTS:
             is_instrumented = True
         outermost = walker
         walker = walker.f_back

@@ -15,7 +15,14 @@ from spanguard._block import Block
 from spanguard._config import is_strict
 from spanguard._context import LOST_PARENT, ambient_span
 from spanguard._dropped import do_put_aside, is_anything_put_aside
-from spanguard._findings import contained, internal_error, nothing_held_back, settle
+from spanguard._findings import (
+    contained,
+    forget_held_back,
+    internal_error,
+    is_anything_held_back,
+    raise_held_back,
+    settle,
+)
 from spanguard._given import attribute_of, is_a, items_of, kind_name
 from spanguard._opened import OpenedSpan
 from spanguard._outcome import classify
@@ -49,12 +56,18 @@ def open_span(
         do_put_aside()
     since = time.monotonic()
     try:
-        with nothing_held_back():
-            if request.otel_trace_id is None:
-                return _open(request, activate, parent)
+        if is_anything_held_back():
+            forget_held_back()
+        if request.otel_trace_id is None:
+            opened = _open(request, activate, parent)
+        else:
             with _trace_ids.reserved(request):
-                return _open(request, activate, parent)
+                opened = _open(request, activate, parent)
+        if is_anything_held_back():
+            raise_held_back()
+        return opened
     except BaseException as error:  # Ctrl-C between any two lines: leave nothing open
+        forget_held_back()
         _close_begun(since, error)
         raise
 
