@@ -100,7 +100,7 @@ class Ambient:
     def enter(self) -> None:
         """Make the span active here."""
         # Two steps, so that an interrupt between them finds what is to be restored.
-        self._before = _mlflow.active_state()
+        self._before = _mlflow.ActiveState()
         self._before.replace(cast(OtelSpan, self.stand_in))
 
     def leave(self) -> None:

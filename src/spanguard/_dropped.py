@@ -17,9 +17,9 @@ from types import FrameType
 from spanguard._findings import contained
 
 __all__ = [
+    "all_put_aside",
     "do_put_aside",
     "forget_put_aside",
-    "is_anything_put_aside",
     "is_inside_tracing",
     "put_aside",
 ]
@@ -28,7 +28,7 @@ Work = Callable[[], object]
 
 # By the id of the thread that is to do it: another one that ends a root while its thread opens a
 # child would cost the trace (test_collector.py). None of a dictionary's steps here takes a lock.
-_put_aside: dict[int, deque[Work]] = {}
+all_put_aside: dict[int, deque[Work]] = {}
 
 
 def put_aside(work: Work, thread_id: int | None = None) -> None:
@@ -38,15 +38,10 @@ def put_aside(work: Work, thread_id: int | None = None) -> None:
     """
     whose = threading.get_ident() if thread_id is None else thread_id
     while True:
-        queue = _put_aside.setdefault(whose, deque())
+        queue = all_put_aside.setdefault(whose, deque())
         queue.append(work)
-        if _put_aside.get(whose) is queue:
+        if all_put_aside.get(whose) is queue:
             return  # else it was taken in this very moment, and perhaps before the work was in it
-
-
-def is_anything_put_aside() -> bool:
-    """Tell whether there is something to do. Asked at each start and end of a span."""
-    return bool(_put_aside)
 
 
 def do_put_aside(*, of_all: bool = False) -> None:
@@ -55,15 +50,15 @@ def do_put_aside(*, of_all: bool = False) -> None:
     What cannot be done yet puts itself aside again.
     """
     here = threading.get_ident()
-    for thread_id in list(_put_aside):
+    for thread_id in list(all_put_aside):
         if of_all or thread_id == here or thread_id not in sys._current_frames():
-            for work in list(_put_aside.pop(thread_id, ())):
+            for work in list(all_put_aside.pop(thread_id, ())):
                 with contained("closing what was dropped while open"):
                     work()
 
 
 # In a forked child: what was put aside is open in the parent, and the parent closes it.
-forget_put_aside = _put_aside.clear
+forget_put_aside = all_put_aside.clear
 
 # Modules that hold locks while code of theirs runs. Those that call the user's code (MLflow's
 # fluent API) hold none meanwhile; nor do we.

@@ -275,12 +275,12 @@ def _arguments(frame: FrameType) -> list[object]:
 
 
 # What a signal handler raised in the middle of MLflow, or of what MLflow has called, and that may
-# be swallowed there. By thread.
-_held_back: dict[int, BaseException] = {}
+# be swallowed there. By thread: whether it is empty is asked at each start and end of a span.
+all_held_back: dict[int, BaseException] = {}
 
 
 def _hold_back(users: BaseException) -> None:
-    _held_back[threading.get_ident()] = users
+    all_held_back[threading.get_ident()] = users
 
 
 def let_the_users_pass(error: BaseException) -> None:
@@ -298,19 +298,14 @@ def hold_back_the_users(error: BaseException) -> None:
         _hold_back(users)
 
 
-def is_anything_held_back() -> bool:
-    """Tell whether there is something to raise. Asked at each start and end of a span."""
-    return bool(_held_back)
-
-
 def forget_held_back() -> None:
     """Forget what this thread has held back: it has reached the user, or came too early."""
-    _held_back.pop(threading.get_ident(), None)
+    all_held_back.pop(threading.get_ident(), None)
 
 
 def raise_held_back() -> None:
     """Raise the user's exception that MLflow has swallowed in this thread, if there is one."""
-    held_back = _held_back.pop(threading.get_ident(), None)
+    held_back = all_held_back.pop(threading.get_ident(), None)
     if held_back is not None:
         raise held_back
 

@@ -11,12 +11,12 @@ from typing import Any, cast
 from spanguard import _mlflow, _outliving, _record, _registry
 from spanguard._config import is_strict
 from spanguard._context import Ambient
-from spanguard._dropped import do_put_aside, is_anything_put_aside, is_inside_tracing, put_aside
+from spanguard._dropped import all_put_aside, do_put_aside, is_inside_tracing, put_aside
 from spanguard._findings import (
+    all_held_back,
     contained,
     forget_held_back,
     internal_error,
-    is_anything_held_back,
     note_unraised,
     raise_held_back,
     settle,
@@ -170,13 +170,13 @@ class OpenedSpan:
             at = end_time_ns or time.time_ns()
             put_aside(lambda: self.close(raised, by=by, outcome=outcome, end_time_ns=at))
             return []
-        if is_anything_put_aside():
+        if all_put_aside:
             do_put_aside()
         try:
-            if is_anything_held_back():
+            if all_held_back:
                 forget_held_back()
             findings = self._close(raised, by, outcome, end_time_ns)
-            if is_anything_held_back():
+            if all_held_back:
                 raise_held_back()
             return findings
         except BaseException as interrupt:
@@ -233,7 +233,9 @@ class OpenedSpan:
         if _mlflow.is_noop(self.live):
             return findings
         try:
-            findings += orphans_finding(self, self._close_descendants(with_what_outlives=False))
+            if self.is_root or (self.entry is not None and self.entry.children):
+                closed = self._close_descendants(with_what_outlives=False)
+                findings += orphans_finding(self, closed)
             lost = self._lost()
             if lost is not None:
                 findings.append(lost)

@@ -28,10 +28,10 @@ __all__ = [
     "clean_key",
     "clean_labels",
     "clean_text",
-    "is_clean_key",
     "is_plain",
     "is_plain_under",
     "is_simple",
+    "known_keys",
     "safe_repr",
     "shortened",
     "whole_text",
@@ -302,16 +302,17 @@ def shortened(text: str, limit: int) -> str:
     return f"{text[: limit - _DIGEST_CHARS - 1]}~{digest}"
 
 
-def is_clean_key(key: Any) -> bool:
-    """Tell a key that is its own text, as nearly all are."""
-    return (
-        type(key) is str and 0 < len(key) <= MAX_NAME_CHARS and key.isascii() and "\x00" not in key
-    )
+# Keys that are clean as they are: a program has few, and uses them again and again.
+known_keys: set[str] = set()
+_MAX_KNOWN_KEYS = 10_000
 
 
 def clean_key(key: Any) -> str:
     """Return the text of a key, which must not be empty: OpenTelemetry would drop the value."""
-    return clean_text(key) or "(empty)"
+    text = clean_text(key) or "(empty)"
+    if text is key and len(known_keys) < _MAX_KNOWN_KEYS:
+        known_keys.add(text)
+    return text
 
 
 def clean_labels(labels: Any) -> dict[str, str]:

@@ -22,9 +22,9 @@ from spanguard._payload import (
     clean,
     clean_key,
     clean_text,
-    is_clean_key,
     is_plain_under,
     is_simple,
+    known_keys,
 )
 from spanguard.exceptions import InvalidSpanArgumentError
 
@@ -79,7 +79,7 @@ def attribute_names(
     findings: list[InvalidSpanArgumentError] = []
     named: dict[str, Any] = {}
     for key, value in values.items():
-        name = key if is_clean_key(key) else clean_key(key)
+        name = key if type(key) is str and key in known_keys else clean_key(key)
         if name.startswith("mlflow."):
             if _mlflow.is_reserved(name):
                 findings.append(reserved_key(name))

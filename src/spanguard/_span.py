@@ -14,12 +14,12 @@ from spanguard import _exit, _experiments, _mlflow, _record, _registry, _trace_i
 from spanguard._block import Block
 from spanguard._config import is_strict
 from spanguard._context import LOST_PARENT, ambient_span
-from spanguard._dropped import do_put_aside, is_anything_put_aside
+from spanguard._dropped import all_put_aside, do_put_aside
 from spanguard._findings import (
+    all_held_back,
     contained,
     forget_held_back,
     internal_error,
-    is_anything_held_back,
     raise_held_back,
     settle,
 )
@@ -52,18 +52,18 @@ def open_span(
         InvalidSpanArgumentError, InvalidParentError, DuplicateTraceIdError: in strict mode,
             before anything opens.
     """
-    if is_anything_put_aside():
+    if all_put_aside:
         do_put_aside()
     since = time.monotonic()
     try:
-        if is_anything_held_back():
+        if all_held_back:
             forget_held_back()
         if request.otel_trace_id is None:
             opened = _open(request, activate, parent)
         else:
             with _trace_ids.reserved(request):
                 opened = _open(request, activate, parent)
-        if is_anything_held_back():
+        if all_held_back:
             raise_held_back()
         return opened
     except BaseException as error:  # Ctrl-C between any two lines: leave nothing open
