@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import itertools
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -545,3 +546,48 @@ def test_one_manager_from_many_threads(store: Store) -> None:
     spans = store.spans()
     assert len(spans) == 161
     assert all(span.parent_id == root.span_id for n, span in spans.items() if n[-1].isdigit())
+
+
+# -- what a manager finds when it is closed (issue 9, 28) ----------------------------------------
+
+
+def leak_below(client: mlflow.MlflowClient, manager: TraceStateManager) -> None:
+    root = manager.push_trace("pushed")
+    client.start_span("leaked", root.trace_id, root.span_id)
+
+
+@BOTH_SCOPES
+def test_closing_a_manager_tells_of_what_was_left_open_below(
+    store: Store, client: mlflow.MlflowClient, scope: Any
+) -> None:
+    manager = TraceStateManager(scope=scope)
+    leak_below(client, manager)
+    with pytest.warns(spanguard.OrphanedSpanWarning, match="'leaked'"):
+        assert manager.close() == 1
+    assert {outcome(span) for span in store.spans().values()} == {"orphaned"}
+
+
+@BOTH_SCOPES
+@pytest.mark.parametrize("how", ["close", "close as OK", "block", "block that raises"])
+def test_a_strict_manager_raises_for_what_was_left_open_below(
+    store: Store, client: mlflow.MlflowClient, scope: Any, how: str
+) -> None:
+    manager = TraceStateManager(scope=scope, strict=True)
+    if how == "block that raises":
+        with pytest.raises(KeyError) as users, manager:
+            leak_below(client, manager)
+            raise KeyError("the user's own")
+        if sys.version_info >= (3, 11):
+            assert "'leaked'" in users.value.__notes__[0]
+    else:
+        with pytest.raises(spanguard.OrphanedSpanError) as caught:
+            if how == "block":
+                with manager:
+                    leak_below(client, manager)
+            else:
+                leak_below(client, manager)
+                manager.close("OK" if how == "close as OK" else "ERROR")
+        assert [span.name for span in caught.value.spans] == ["leaked"]
+    assert spanguard.open_spans() == []
+    assert outcome(store.spans()["leaked"]) == "orphaned"
+    assert len(store.trace().data.spans) == 2

@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mlflow.entities import LiveSpan
 
@@ -361,19 +361,22 @@ class TraceStateManager:
     def close(self, status: Any = "ERROR") -> int:
         """Close everything that is open, innermost first, and return how many there were.
 
-        In every thread and task. With ERROR they get the outcome `orphaned`, by `close`.
+        In every thread and task. With ERROR they get the outcome `orphaned`, by `close`. What
+        others have left open below them is closed first, and told of.
+
+        Raises:
+            OrphanedSpanError, TraceLostError: in strict mode, after everything is closed.
         """
         code, _, finding = parse_status(status)
-        closed = self._unwind(None, is_error=code == "ERROR")
-        if finding is not None:
-            settle([finding], strict=self._strict, raised=None, site=user_site(2))
-        return len(closed)
+        unwound = self._unwind(None, is_error=code == "ERROR")
+        findings = [*unwound.findings, *([] if finding is None else [finding])]
+        if findings:
+            settle(findings, strict=self._strict, raised=None, site=user_site(2))
+        return len(unwound.spans)
 
-    def _unwind(
-        self, raised: BaseException | None, *, is_error: bool = True
-    ) -> list[tuple[OpenedSpan, tuple[OpenSpan, Site] | None]]:
-        """Close all that is pushed, last push first; return what was open."""
-        unwound: list[tuple[OpenedSpan, tuple[OpenSpan, Site] | None]] = []
+    def _unwind(self, raised: BaseException | None, *, is_error: bool = True) -> _Unwound:
+        """Close all that is pushed, last push first; return what was open, and what was found."""
+        unwound = _Unwound([], [], [])
         while True:
             with self._lock:
                 frame = next(reversed(self._pushed), None)
@@ -382,13 +385,16 @@ class TraceStateManager:
                 break
             if not opened.is_open:
                 continue
+            unwound.spans.append(opened)
             entry = opened.entry
-            unwound.append((opened, (entry.report(), entry.site) if entry is not None else None))
+            if entry is not None:
+                unwound.reports.append((entry.report(), entry.site))
             if raised is None and is_error and entry is not None:
-                _registry.close_descendants(entry)
+                below = _registry.close_descendants(entry)
+                unwound.findings.extend(orphans_finding(opened, below))
                 _registry.close_orphan(entry, "close")
             else:
-                opened.close(raised)
+                unwound.findings.extend(opened.close(raised))
         if self._scope == "context":
             pushed.set(_standing(pushed.get()))
         return unwound
@@ -403,12 +409,20 @@ class TraceStateManager:
         traceback: TracebackType | None,
     ) -> None:
         unwound = self._unwind(exc)
-        if exc is None and unwound:
-            reports = [report for _, report in unwound if report is not None]
-            outermost = unwound[-1][0]
-            found = f"The block of a TraceStateManager ended with {len(reports)} not popped"
-            findings = left_open_finding(outermost, reports, found)
-            settle(findings, strict=self._strict, raised=None, site=user_site(2))
+        findings = list(unwound.findings)
+        if exc is None and unwound.reports:
+            found = f"The block of a TraceStateManager ended with {len(unwound.reports)} not popped"
+            findings += left_open_finding(unwound.spans[-1], unwound.reports, found)
+        if findings:
+            settle(findings, strict=self._strict, raised=exc, site=user_site(2))
+
+
+class _Unwound(NamedTuple):
+    """What a manager had open when it was closed, and what was wrong below that."""
+
+    spans: list[OpenedSpan]
+    reports: list[tuple[OpenSpan, Site]]
+    findings: list[SpanguardError]
 
 
 class PushedBlock(Block[LiveSpan]):
