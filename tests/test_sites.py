@@ -112,7 +112,9 @@ RUNNERS = [in_thread, in_pool, in_loop, in_executor_of_a_loop, in_timer]
 
 
 @pytest.mark.parametrize("run", RUNNERS)
-@pytest.mark.parametrize("function", [plain, Service().method, Service.static], ids=["function", "method", "static"])
+@pytest.mark.parametrize(
+    "function", [plain, Service().method, Service.static], ids=["function", "method", "static"]
+)
 def test_a_function_that_a_library_calls_is_named_by_its_def(
     store: Store, run: Callable[..., None], function: Callable[[], None]
 ) -> None:

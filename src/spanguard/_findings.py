@@ -267,7 +267,7 @@ def _is_of_a_handler(error: BaseException) -> bool:
 def _arguments(frame: FrameType) -> list[object]:
     code = frame.f_code
     count = code.co_argcount + code.co_kwonlyargcount
-    given = [frame.f_locals.get(name) for name in code.co_varnames[:count]]
+    given: list[object] = [frame.f_locals.get(name) for name in code.co_varnames[:count]]
     if code.co_flags & inspect.CO_VARARGS:
         rest = frame.f_locals.get(code.co_varnames[count])
         given += rest if type(rest) is tuple else ()

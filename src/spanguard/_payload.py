@@ -243,8 +243,9 @@ def _key_text(key: Any) -> str:
         return str.__str__(key)
     if key is None or is_a(key, (bool, int, float)):
         # As json writes them: null, true, 1, 1.5; but it cannot write an integer of any size.
-        big = is_a(key, int) and int.bit_length(key) > _MAX_DECIMAL_BITS
-        return hex(int.__add__(key, 0)) if big else json.dumps(key)
+        whole: Any = key
+        big = is_a(key, int) and int.bit_length(whole) > _MAX_DECIMAL_BITS
+        return hex(int.__add__(whole, 0)) if big else json.dumps(key)
     return safe_repr(key)
 
 

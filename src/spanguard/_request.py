@@ -279,7 +279,8 @@ class SpanRequest:
         if type(expected) is tuple and not expected:
             return ()
         given = items_of(expected, _MOST) if is_a(expected, _COLLECTIONS) else [expected]
-        kinds = tuple(k for k in given if is_a(k, type) and issubclass(k, BaseException))
+        classes: list[Any] = [k for k in given if is_a(k, type)]
+        kinds = tuple(k for k in classes if issubclass(k, BaseException))
         if len(kinds) != len(given):
             self._found(
                 f"expected of span {self.name!r} holds something that is no exception class; it "
