@@ -114,11 +114,16 @@ def test_long_lived_app_ends_batch_stages_in_other_threads(store: Store) -> None
         assert (status(stage), stage.outputs) == ("OK", f"{name}: 3 rows")
 
 
+def finished(store: Store) -> list[Trace]:
+    """Return the traces that are whole. What raw code has lost at the exit has not even a name."""
+    return [trace for trace in store.traces() if "mlflow.traceName" in trace.info.tags]
+
+
 def test_migrate_from_raw_client(store: Store) -> None:
     printed = run("migrate_from_raw_client.py", store)
     assert "before: 0 readable traces" in printed
     assert "after: 1 readable trace" in printed
-    trace = store.trace()
+    (trace,) = finished(store)
     assert trace.info.tags["label"].startswith("after-")
     (slow,) = named(trace, "fetch slow")
     assert (status(slow), outcome(slow)) == ("ERROR", "cancelled")
@@ -254,7 +259,7 @@ def test_guard_existing_code(store: Store) -> None:
     assert "guarded: 1 readable trace" in printed
     assert "nested: 1 readable trace" in printed
     assert "told: Span 'order A2'" in printed
-    guarded, nested = store.traces()
+    guarded, nested = finished(store)
     assert [len(guarded.data.spans), len(nested.data.spans)] == [7, 8]
     for trace in (guarded, nested):
         (orders,) = named(trace, "orders")

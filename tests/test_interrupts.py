@@ -190,7 +190,7 @@ def sweep(
         f"\n{work.__name__}: {len(places)} interrupts, {len(wrong)} violations, "
         f"{len(started)} traces, {len(lost)} unreadable"
     )
-    assert wrong + lost == []
+    assert wrong + lost == [], "\n".join(wrong + lost)
 
 
 def interrupt(
@@ -216,16 +216,16 @@ def leave_context() -> None:
 
 
 def note_started_traces(monkeypatch: pytest.MonkeyPatch, started: dict[str, str]) -> None:
-    """Write down the id of each trace that MLflow starts."""
+    """Write down the id of each trace in which MLflow has started a span."""
     from mlflow.tracing.trace_manager import InMemoryTraceManager
 
-    register = InMemoryTraceManager.register_trace
+    register = InMemoryTraceManager.register_span
 
-    def note(self: Any, otel_trace_id: int, info: Any, *args: Any, **kwargs: Any) -> Any:
-        started[info.trace_id] = ""
-        return register(self, otel_trace_id, info, *args, **kwargs)
+    def note(self: Any, span: Any) -> Any:
+        started[span.trace_id] = ""
+        return register(self, span)
 
-    monkeypatch.setattr(InMemoryTraceManager, "register_trace", note)
+    monkeypatch.setattr(InMemoryTraceManager, "register_span", note)
 
 
 def unreadable(started: dict[str, str]) -> list[str]:

@@ -129,7 +129,7 @@ def names(traces: list[Trace]) -> list[str]:
 def by_root(store: Store) -> dict[str, Trace]:
     """Return the readable traces by the name of their root span."""
     found = {}
-    for trace in store.traces():
+    for trace in store.what_is_left():
         (root,) = (span for span in trace.data.spans if span.parent_id is None)
         found[root.name] = trace
     return found
@@ -520,14 +520,14 @@ def test_lone_surrogates_in_names_and_tags_lose_the_trace_or_its_tags(
 ) -> None:
     root = client.start_trace("fine", tags={"env": "test", "text": SURROGATE})
     client.end_trace(root.trace_id)
-    trace = store.trace()
+    (trace,) = store.what_is_left()
     assert names([trace]) == ["fine"]
     assert name_of(trace) is None
     assert "env" not in trace.info.tags
 
     root = client.start_trace(SURROGATE)
     client.end_trace(root.trace_id)
-    assert names(store.traces()) == ["fine"]
+    assert names(store.what_is_left()) == ["fine"]
     assert store.rows() == 1
 
 
@@ -598,10 +598,10 @@ def test_a_name_that_is_no_short_string_costs_the_name_the_tags_or_the_trace(
     for name in wrong.values():
         root = client.start_trace(name, tags={"env": "test"})
         client.end_trace(root.trace_id)
-        store.traces()  # each in a batch of its own
+        store.what_is_left()  # each in a batch of its own
     found = {
         str(trace.data.spans[0].name)[:4]: (name_of(trace), trace.info.tags.get("env"))
-        for trace in store.traces()
+        for trace in store.what_is_left()
     }
     lost = (None, None)
     assert found == {
@@ -638,7 +638,7 @@ def test_times_are_not_checked(store: Store, client: MlflowClient) -> None:
     lost = client.start_trace("ends as text")
     client.end_trace(lost.trace_id, end_time_ns=str(now))
     assert lost.end_time_ns == str(now), "it has ended, but is never exported"
-    trace = store.trace()
+    (trace,) = store.what_is_left()
     assert (name_of(trace), trace.info.execution_duration) == ("negative", -5000)
 
 

@@ -71,6 +71,8 @@ def close_open_spans(status: str = "ERROR") -> int:
     0
     """
     code, _, finding = parse_status(status)
+    with contained("looking for spans that were not heard of"):
+        _hear_of_all()
     closed = close_all("close_open_spans", is_error=code == "ERROR")
     if finding is not None:
         settle([finding], strict=None, raised=None, site=user_site(2))
@@ -87,12 +89,14 @@ def close_all(
     for entry in reversed(_registry.open_entries()):
         if _registry.close_orphan(entry, orphaned_by, outcome, raised) is not None:
             closed += 1
-    for span in reversed(_mlflow.all_open_spans()):  # opened before we listened
-        _registry.hear_of(span.trace_id)
-        found = _registry.entry_of(_mlflow.otel_span(span))
-        if found is not None and _registry.close_orphan(found, orphaned_by, outcome, raised):
-            closed += 1
     return closed
+
+
+def _hear_of_all() -> None:
+    """Take note of what was opened before we listened, or whose start was interrupted."""
+    for span in _mlflow.all_open_spans():
+        if _registry.entry_of(_mlflow.otel_span(span)) is None:
+            _registry.hear_of(span.trace_id)
 
 
 def flush(timeout: float | None = 30.0) -> bool:

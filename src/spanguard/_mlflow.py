@@ -41,6 +41,8 @@ the `_dict` of OpenTelemetry's attributes      whether outputs were set in the b
 the loggers of what starts and ends spans      MLflow swallows what a signal handler raises in the
                                                middle of it, with one line in its log; without: or
                                                where that line is switched off, it stays swallowed
+the OpenTelemetry span's `_span_processor`     an end that Ctrl-C interrupts before MLflow hears of
+and `_readable_span`                           it is told after all; without: that span is lost
 the OpenTelemetry span's `_lock`               whether a span is being written, by this very thread
                                                where a finalizer runs in the middle of it; without:
                                                closing it there is not put aside
@@ -519,7 +521,9 @@ def open_spans_in(trace_id: str) -> list[LiveSpan]:
 
 
 def all_open_spans() -> list[LiveSpan]:
-    """Return every span in memory that has not ended, parents first."""
+    """Return every span in memory that has not ended, parents first; none before we listen."""
+    if _watched is None:
+        return []
     traces = getattr(InMemoryTraceManager._instance, "_traces", None) or {}
     found = [span for trace in list(traces.values()) for span in list(trace.span_dict.values())]
     return [span for span in found if span.end_time_ns is None]
@@ -869,6 +873,11 @@ def end_bare(otel: Any, end_time_ns: int | None) -> None:
     if otel.status.status_code is StatusCode.UNSET:
         otel.set_status(Status(StatusCode.OK))
     otel.end(end_time=end_time_ns)
+
+
+def tell_of_end(otel: Any) -> None:
+    """Tell the processors of a span whose end was interrupted before it came to them."""
+    otel._span_processor.on_end(otel._readable_span())
 
 
 # -- payloads ----------------------------------------------------------------------------------

@@ -255,8 +255,9 @@ class OpenedSpan:
             return
         _record.end(live, ender, end_time_ns)
         if entry is not None and not entry.ended:
-            # An exporter of MLflow's that fails in the middle of an end keeps it from us.
-            _registry.note_end(entry)
+            # Something in the middle of MLflow's end has failed, or was interrupted, and kept it
+            # from us.
+            _registry.make_sure_of_end(entry)
 
     def _close_descendants(self, *, with_what_outlives: bool = True) -> list[tuple[OpenSpan, Site]]:
         entry = self.entry

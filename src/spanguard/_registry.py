@@ -23,7 +23,14 @@ from spanguard import _mlflow, _record
 from spanguard._context import StandIn, Strand, current_strand, origin_here
 from spanguard._dropped import forget_put_aside, put_aside
 from spanguard._encounters import Encounters
-from spanguard._findings import contained, internal_error, settle
+from spanguard._findings import (
+    all_held_back,
+    contained,
+    forget_held_back,
+    internal_error,
+    raise_held_back,
+    settle,
+)
 from spanguard._mlflow import OtelSpan, SpanProcessor
 from spanguard._outcome import ERROR, ORPHANED, Outcome, classify
 from spanguard._site import Site, opener
@@ -80,6 +87,7 @@ class Entry:
         "_otel",
         "awaits",
         "children",
+        "end_is_told",
         "ended",
         "ender",
         "is_instrumented",
@@ -107,6 +115,8 @@ class Entry:
         self.started = time.monotonic()
         self.strand = current_strand()
         self.ended = False
+        # Whether its end has got as far as to its processors: see make_sure_of_end.
+        self.end_is_told = False
         self.orphaned_by: str | None = None
         self.met: Encounters | None = None
         # Set by _opened.py for spans opened through spanguard:
@@ -262,18 +272,18 @@ class _Watcher(SpanProcessor):
             raise
 
     def _on_ending(self, span: Any) -> None:
-        is_error = span.status.status_code is _mlflow.OTEL_ERROR
-        if not is_error and span.parent is not None:
+        entry = _open.get(span.context.span_id)
+        if entry is None:
             return
-        with contained("preparing the end of a span"):
-            entry = _open.get(span.context.span_id)
-            if entry is None:
-                return
-            if is_error and entry.opened is not None:
-                # Of ours and ended by another API: what we end has been seen to.
-                _record.explain_end(span)
-            if entry.children and span.parent is None:
-                _close_under_ending_root(entry)
+        is_error = span.status.status_code is _mlflow.OTEL_ERROR
+        if is_error or span.parent is None:
+            with contained("preparing the end of a span"):
+                if is_error and entry.opened is not None:
+                    # Of ours and ended by another API: what we end has been seen to.
+                    _record.explain_end(span)
+                if entry.children and span.parent is None:
+                    _close_under_ending_root(entry)
+        entry.end_is_told = True  # the last line: an interrupt before it is made good
 
     def on_end(self, span: Any) -> None:
         try:
@@ -639,6 +649,8 @@ def close_orphan(
     if not _take(entry):
         return None
     report = entry.report()
+    if all_held_back:
+        forget_held_back()
     try:
         if entry.children and entry.parent is None:  # a root ends last, or its trace is lost
             close_descendants(entry)
@@ -655,6 +667,8 @@ def close_orphan(
                 _record.end(live, entry.ender)
     finally:
         make_sure_of_end(entry)
+    if all_held_back:
+        raise_held_back()
     return report
 
 
@@ -665,7 +679,12 @@ def make_sure_of_end(entry: Entry) -> None:
         with contained("ending a span that MLflow has dropped"):
             _mlflow.end_bare(otel, None)
     if not entry.ended:
-        if not is_ending_here(entry):
+        if is_ending_here(entry):
+            if otel is not None and not entry.end_is_told:
+                with contained("telling of an end that was interrupted"):
+                    entry.end_is_told = True
+                    _mlflow.tell_of_end(otel)
+        else:
             # Raw code in another thread is ending it in this very moment. Its ancestor must come
             # after it also in MLflow's queue, or MLflow loses the child and with it the trace.
             _await_end(entry)
