@@ -24,7 +24,7 @@ from mlflow.tracing.export import async_export_queue
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 
 import spanguard
-from spanguard import _config, _findings
+from spanguard import _config, _findings, _settings
 from tests.store import Store
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -60,6 +60,8 @@ def store(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         spanguard.close_open_spans()
     _config._process_setting = None
     assert mlflow.get_current_active_span() is None, "the test left a span active"
+    here = _settings.context_settings.get()
+    assert all(block.is_dropped for block in here), "the test left a setting in force"
     reset_tracing()
 
 

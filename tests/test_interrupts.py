@@ -14,6 +14,8 @@ import pytest
 import spanguard
 from spanguard import (
     TraceStateManager,
+    _registry,
+    _settings,
     carry,
     current_span,
     guard,
@@ -114,6 +116,13 @@ def carried() -> None:
             carry(double)(3)
 
 
+def set_for_a_block() -> None:
+    with spanguard.strict(), spanguard.limits(value_chars=10) as caps:
+        assert caps.value_chars == 10
+        with spanguard.watch(open_longer_than=60):
+            pass
+
+
 def closing() -> None:
     with traced_span("root"):
         traced_span("left").__enter__()
@@ -131,6 +140,7 @@ WORKS: list[Callable[[], Any]] = [
     guarded,
     batches,
     carried,
+    set_for_a_block,
     closing,
 ]
 
@@ -206,6 +216,13 @@ def interrupt(
     if current_span() is not None or mlflow.get_current_active_span() is not None:
         wrong.append(f"{where}: a span is still active")
         leave_context()
+    if not all(block.is_dropped for block in _settings.context_settings.get()):
+        wrong.append(f"{where}: a setting is still in force")
+        _settings.context_settings.set(())
+    if _registry._open:
+        kept = [entry.label for entry in _registry._open.values()]
+        wrong.append(f"{where}: kept for ever: {kept}")
+        _registry._open.clear()
     return wrong
 
 

@@ -422,3 +422,35 @@ def test_a_block_in_a_traced_generator_is_not_its_consumers() -> None:
 
     for seen in numbers():
         assert (seen, here()) == (CHANGED, DEFAULT)
+
+
+# -- blocks that nobody leaves -------------------------------------------------------------------
+
+
+def test_what_a_dropped_block_had_set_is_in_force_no_longer() -> None:
+    """Whatever held a block open and was thrown away: its context is as before."""
+    with spanguard.strict():
+        attachment = spanguard.capture().attach()
+    attachment.__enter__()
+    caps, strictness, watching = limits(value_chars=7), strict(), watch(open_longer_than=50)
+    for setting in (caps, strictness, watching):
+        setting.__enter__()
+    assert here() == CHANGED
+    del attachment, caps, setting, strictness, watching
+    assert here() == DEFAULT
+    assert _watchdog._limit_in_force() is None
+
+
+def test_what_a_block_has_set_is_in_force_in_its_tasks_to_their_end() -> None:
+    async def looks(seen: list[tuple[bool, int]]) -> None:
+        await asyncio.sleep(0)
+        seen.append(here())
+
+    async def main() -> list[tuple[bool, int]]:
+        seen: list[tuple[bool, int]] = []
+        with strict(), limits(value_chars=7):
+            task = asyncio.create_task(looks(seen))
+        await task
+        return seen
+
+    assert asyncio.run(main()) == [CHANGED]

@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from spanguard import _exit, _mlflow, _registry, _store
 from spanguard._block import Block
-from spanguard._config import StrictSetting, is_strict, strict_as_before, strict_here
+from spanguard._config import StrictSetting, is_strict
 from spanguard._context import Ambient, Origin, Work, ambient_span, origin_here
 from spanguard._findings import contained, settle
 from spanguard._generators import Recorder, TracedAsyncGenerator, TracedGenerator
@@ -381,7 +381,8 @@ class Attachment(Block[None]):
             settle([arrival.finding], strict=False, raised=None, site=self._site())
         self._work_before = self._work.begin_step()
         if context.strict is not None:
-            self._strict = strict_here(context.strict)
+            self._strict = StrictSetting(context.strict)
+            self._strict.__enter__()
         with contained("attaching a trace context"):
             if arrival.is_late:
                 self._late = _LateWork(context, self._site())
@@ -465,9 +466,9 @@ class Attachment(Block[None]):
     def tell(self, findings: list[SpanguardError], raised: BaseException | None) -> None:
         """Raise or warn of what was found, by the strictness that was attached."""
         strict = is_strict()
-        token, self._strict = self._strict, None
-        if token is not None:
-            strict_as_before(token)
+        if self._strict is not None:
+            self._strict.__exit__(None, None, None)
+            self._strict = None
         if findings:
             settle(findings, strict=strict, raised=raised, site=user_site(2))
 

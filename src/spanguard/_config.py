@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from spanguard._given import kind_name, number_of, truth_of, whole_number_of
 from spanguard._settings import Mark, Setting, innermost
@@ -21,9 +21,8 @@ __all__ = [
     "current_limits",
     "is_strict",
     "limits",
+    "StrictSetting",
     "strict",
-    "strict_as_before",
-    "strict_here",
     "waiting_time",
 ]
 
@@ -79,6 +78,9 @@ class StrictSetting(Setting):
         if _process_setting is not None:
             _process_setting = _process_setting.without(self)
 
+    def _value(self) -> bool:
+        return self.enabled
+
     def __enter__(self) -> StrictSetting:
         super().__enter__()
         return self
@@ -108,16 +110,6 @@ def strict(enabled: bool = True) -> StrictSetting:
     return setting
 
 
-def strict_here(enabled: bool) -> StrictSetting:
-    """Set strictness in this context; `strict_as_before` takes it back."""
-    return StrictSetting(enabled).__enter__()
-
-
-def strict_as_before(setting: StrictSetting) -> None:
-    """Take back what `strict_here` has set. In another context, which never saw it: nothing."""
-    setting.__exit__(None, None, None)
-
-
 def is_strict(override: bool | None = None) -> bool:
     """Tell whether a broken rule raises here: argument, block, process, environment, in order."""
     if override is not None:
@@ -126,7 +118,7 @@ def is_strict(override: bool | None = None) -> bool:
             return wanted
     block = innermost(StrictSetting)
     if block is not None:
-        return block.enabled
+        return bool(block)
     if _process_setting is not None:
         return bool(_process_setting.values["enabled"])
     return os.environ.get(STRICT_VARIABLE, "").strip().lower() in {"1", "true", "yes", "on"}
@@ -160,12 +152,14 @@ class LimitsSetting(Setting):
         if _process_limits is not None:
             _set_process_limits(_process_limits.without(self))
 
-    def __enter__(self) -> Limits:
+    def _value(self) -> Limits:
         global _has_blocks
-        super().__enter__()
-        self.limits = replace(current_limits(), **self._changes)
         _has_blocks = True
+        self.limits = replace(current_limits(), **self._changes)
         return self.limits
+
+    def __enter__(self) -> Limits:
+        return cast(Limits, super().__enter__())
 
 
 def _set_process_limits(mark: Mark | None) -> None:
@@ -185,7 +179,7 @@ def current_limits() -> Limits:
     if _has_blocks:
         block = innermost(LimitsSetting)
         if block is not None:
-            return block.limits
+            return cast(Limits, block)
     return _limits
 
 

@@ -7,12 +7,25 @@ import weakref
 from abc import ABC, abstractmethod
 from contextvars import ContextVar
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
-__all__ = ["Mark", "Setting", "context_settings", "innermost"]
+__all__ = ["Block", "Mark", "Setting", "context_settings", "innermost"]
 
 # The blocks in force in this context, the innermost last. They may leave in any order.
-context_settings: ContextVar[tuple[Any, ...]] = ContextVar("spanguard_settings", default=())
+context_settings: ContextVar[tuple[Block, ...]] = ContextVar("spanguard_settings", default=())
+
+
+class Block:
+    """What one with-block puts in force. A task that was begun in the block keeps it."""
+
+    __slots__ = ("is_dropped", "kind", "value")
+
+    def __init__(self, kind: type[Setting], value: Any) -> None:
+        self.kind = kind
+        self.value = value
+        # Its setting is gone, and nothing of it left the block: an interrupt did, or what held
+        # the block open was thrown away. Then it is in force nowhere.
+        self.is_dropped = False
 
 
 class Setting(ABC):
@@ -28,6 +41,7 @@ class Setting(ABC):
 
     _waits = False
     _is_in_force = False
+    _blocks: tuple[Block, ...] = ()  # those that it was entered for, and has not left
 
     def called_from(self, caller: FrameType) -> None:
         """Be set for the process, unless the caller is about to make a block of it."""
@@ -58,8 +72,15 @@ class Setting(ABC):
         if self._is_in_force:  # `setting = strict()`, and a block of it afterwards
             self._is_in_force = False
             self._withdraw()
-        context_settings.set((*context_settings.get(), self))
-        return self
+        block = Block(type(self), self._value())
+        self._blocks = (*self._blocks, block)  # first: an interrupt finds what is to be dropped
+        here = [other for other in context_settings.get() if not other.is_dropped]
+        context_settings.set((*here, block))
+        return block.value
+
+    @abstractmethod
+    def _value(self) -> Any:
+        """Return what is in force in a block that is entered now."""
 
     def __exit__(
         self,
@@ -67,26 +88,27 @@ class Setting(ABC):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        # Out of the middle, if need be. In another context, which never saw it: nothing.
+        # Out of the middle, if need be. In another context, which never saw it, nothing is found;
+        # and in the one that did, it is dropped with this object.
         here = context_settings.get()
-        for place in reversed(range(len(here))):
-            if here[place] is self:
-                context_settings.set(here[:place] + here[place + 1 :])
+        for block in reversed(self._blocks):
+            if block in here:
+                context_settings.set(tuple(other for other in here if other is not block))
+                self._blocks = tuple(other for other in self._blocks if other is not block)
                 return
 
     def __del__(self) -> None:
+        for block in self._blocks:
+            block.is_dropped = True
         if self._waits:
             self._set_process()
 
 
-S = TypeVar("S", bound=Setting)
-
-
-def innermost(kind: type[S]) -> S | None:
-    """Return the innermost block of a kind that is in force in this context."""
-    for setting in reversed(context_settings.get()):
-        if type(setting) is kind:
-            return setting
+def innermost(kind: type[Setting]) -> Any:
+    """Return what the innermost block of a kind puts in force here; None where there is none."""
+    for block in reversed(context_settings.get()):
+        if block.kind is kind and not block.is_dropped:
+            return block.value
     return None
 
 

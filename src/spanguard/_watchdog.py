@@ -16,7 +16,7 @@ from spanguard._findings import contained, logger, warn_once
 from spanguard._given import number_of
 from spanguard._payload import clean_text, safe_repr
 from spanguard._registry import Entry
-from spanguard._settings import Mark, Setting, context_settings, innermost
+from spanguard._settings import Block, Mark, Setting, context_settings, innermost
 from spanguard.exceptions import SpanOpenTooLongWarning
 
 __all__ = ["watch"]
@@ -43,6 +43,10 @@ class Watchdog:
     def _run(self) -> None:
         while not self._stopped.wait(self._pause()):
             with contained("looking for spans that are open too long"):
+                if any(block.is_dropped for block in _blocks):
+                    with _lock:
+                        _start_or_stop()
+                    continue
                 _tell_of(_due(self.seconds), self.seconds)
 
     def _pause(self) -> float:
@@ -102,7 +106,6 @@ class WatchSetting(Setting):
 
     def __init__(self, seconds: float | None) -> None:
         self.open_longer_than = seconds
-        self.outer: WatchSetting | None = None
 
     def _apply(self) -> None:
         global _process_setting
@@ -116,11 +119,13 @@ class WatchSetting(Setting):
             if _process_setting is not None:
                 _process_setting = _process_setting.without(self)
 
+    def _value(self) -> _Limit:
+        return _Limit(self.open_longer_than, innermost(WatchSetting))
+
     def __enter__(self) -> WatchSetting:
-        self.outer = innermost(WatchSetting)
         super().__enter__()
         with _lock:
-            _blocks.append(self)
+            _blocks.append(self._blocks[-1])
             _start_or_stop()
         return self
 
@@ -130,23 +135,34 @@ class WatchSetting(Setting):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        left = self._blocks[-1:]
         super().__exit__(exc_type, exc, traceback)
         with _lock:
-            if self in _blocks:
-                _blocks.remove(self)
+            _blocks[:] = [block for block in _blocks if block not in left]
             _start_or_stop()
 
 
+class _Limit:
+    """What a block puts in force: its limit, in place of that of the block around it."""
+
+    __slots__ = ("outer", "seconds")
+
+    def __init__(self, seconds: float | None, outer: _Limit | None) -> None:
+        self.seconds = seconds
+        self.outer = outer
+
+
 _process_setting: Mark | None = None
-_blocks: list[WatchSetting] = []  # entered and not left, in all threads and tasks
+_blocks: list[Block] = []  # entered and not left, in all threads and tasks
 
 
 def _limit_in_force() -> float | None:
     """Return the shortest limit of the innermost blocks; the process's where there are none."""
+    _blocks[:] = [block for block in _blocks if not block.is_dropped]
     if not _blocks:
         return _process_setting.values["seconds"] if _process_setting is not None else None
-    outer = [id(block.outer) for block in _blocks]
-    limits = [block.open_longer_than for block in _blocks if id(block) not in outer]
+    outer = [id(block.value.outer) for block in _blocks]
+    limits = [block.value.seconds for block in _blocks if id(block.value) not in outer]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
