@@ -11,6 +11,7 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 os.environ.setdefault("MLFLOW_ASYNC_TRACE_LOGGING_MAX_INTERVAL_MILLIS", "100")
 os.environ.pop("SPANGUARD_STRICT", None)
 
+import gc
 import logging
 import shutil
 import warnings
@@ -29,6 +30,13 @@ from tests.store import Store
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collections() -> None:
+    """Keep what is imported out of the collector's way: a full collection takes a second else."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -94,6 +94,33 @@ def attached():
     Holder(attachment, left)
 
 
+def bodies():
+    with traced_span("in a body"), capture().attach(), spanguard.strict(False):
+        with TraceStateManager() as manager, manager.trace("of a manager"), guard() as client:
+            client.start_trace("of a guard")
+            manager.push_trace("pushed")
+            yield 1
+
+
+def generator_of_blocks():
+    stepped = bodies()
+    next(stepped)
+    Holder(stepped)
+
+
+def popped_by_finalizer():
+    class Pops:
+        def __init__(self):
+            self.me, self.manager = self, TraceStateManager()
+            self.span = self.manager.push_trace("pushed")
+            self.manager.push_trace("left above")
+
+        def __del__(self):
+            self.manager.pop_trace(self.span)
+
+    Pops()
+
+
 def own_finalizer():
     class Closes:
         def __init__(self):
@@ -150,6 +177,8 @@ print("stored", spanguard.flush(300), len(spanguard.open_spans()))
         "guarded",
         "attached",
         "own_finalizer",
+        "generator_of_blocks",
+        "popped_by_finalizer",
     ],
 )
 def test_spans_abandoned_in_cycles_in_three_threads(

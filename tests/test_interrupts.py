@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -216,7 +217,9 @@ def interrupt(
     if current_span() is not None or mlflow.get_current_active_span() is not None:
         wrong.append(f"{where}: a span is still active")
         leave_context()
-    if not all(block.is_dropped for block in _settings.context_settings.get()):
+    if is_setting_in_force():
+        gc.collect()  # a batch keeps the interrupt that it raises, and with it all its frames
+    if is_setting_in_force():
         wrong.append(f"{where}: a setting is still in force")
         _settings.context_settings.set(())
     if _registry._open:
@@ -224,6 +227,10 @@ def interrupt(
         wrong.append(f"{where}: kept for ever: {kept}")
         _registry._open.clear()
     return wrong
+
+
+def is_setting_in_force() -> bool:
+    return not all(block.is_dropped for block in _settings.context_settings.get())
 
 
 def leave_context() -> None:

@@ -21,6 +21,7 @@ from spanguard import _exit, _mlflow, _registry, _store
 from spanguard._block import Block
 from spanguard._config import StrictSetting, is_strict
 from spanguard._context import Ambient, Origin, Work, ambient_span, origin_here
+from spanguard._dropped import is_put_aside
 from spanguard._findings import contained, settle
 from spanguard._generators import Recorder, TracedAsyncGenerator, TracedGenerator
 from spanguard._given import is_mapping, is_the_users, items_of, text_of
@@ -401,6 +402,8 @@ class Attachment(Block[None]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if is_put_aside(lambda: self.__exit__(exc_type, exc, None)):
+            return
         findings = self.leave()
         try:
             if self.has_more_to_do:

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from typing import Any, cast
 
 from spanguard import _mlflow
+from spanguard._collector import is_collecting
 from spanguard._mlflow import OtelSpan
 from spanguard._settings import context_settings
 from spanguard._tasks import is_over, may_run_a_task, running_task
@@ -100,6 +101,8 @@ class Ambient:
     def enter(self) -> None:
         """Make the span active here."""
         # Two steps, so that an interrupt between them finds what is to be restored.
+        if is_collecting():
+            return  # opened in a finalizer: no variable may be set here
         self._before = _mlflow.ActiveState()
         self._before.replace(cast(OtelSpan, self.stand_in))
 
@@ -283,7 +286,8 @@ class Strand:
         self._task = weakref.ref(task) if task is not None else None
         work = _work.get()
         # A thread or task that was started in the work has a copy of the context, and is another.
-        self.work = work if work is not None and work.strand == self else None
+        is_here = work is not None and not work.is_over and work.strand == self
+        self.work = work if is_here else None
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Strand):

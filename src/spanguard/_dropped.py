@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from types import FrameType
 
+from spanguard._collector import is_collecting
 from spanguard._findings import contained
 
 __all__ = [
@@ -21,22 +22,23 @@ __all__ = [
     "do_put_aside",
     "forget_put_aside",
     "is_inside_tracing",
+    "is_put_aside",
     "put_aside",
 ]
 
 Work = Callable[[], object]
 
-# By the id of the thread that is to do it: another one that ends a root while its thread opens a
-# child would cost the trace (test_collector.py). None of a dictionary's steps here takes a lock.
-all_put_aside: dict[int, deque[Work]] = {}
+# By the thread that is to do it: another one that ends a root while its thread opens a child
+# would cost the trace (test_collector.py). None of a dictionary's steps here takes a lock.
+all_put_aside: dict[threading.Thread, deque[Work]] = {}
 
 
-def put_aside(work: Work, thread_id: int | None = None) -> None:
+def put_aside(work: Work, thread: threading.Thread | None = None) -> None:
     """Keep work until the thread that it is of opens, ends or flushes; this one, if not named.
 
     It may be done twice: what is put aside sees for itself whether it is done.
     """
-    whose = threading.get_ident() if thread_id is None else thread_id
+    whose = threading.current_thread() if thread is None else thread
     while True:
         queue = all_put_aside.setdefault(whose, deque())
         queue.append(work)
@@ -44,17 +46,34 @@ def put_aside(work: Work, thread_id: int | None = None) -> None:
             return  # else it was taken in this very moment, and perhaps before the work was in it
 
 
+def is_put_aside(work: Work) -> bool:
+    """Keep work for later if it is the collector that asks for it here; tell whether it is."""
+    if not is_collecting():
+        return False
+    put_aside(work)
+    return True
+
+
 def do_put_aside(*, of_all: bool = False) -> None:
     """Do what was put aside until now: by this thread and by those that are over, or by all.
 
     What cannot be done yet puts itself aside again.
     """
-    here = threading.get_ident()
-    for thread_id in list(all_put_aside):
-        if of_all or thread_id == here or thread_id not in sys._current_frames():
-            for work in list(all_put_aside.pop(thread_id, ())):
+    here = threading.current_thread()
+    for thread in list(all_put_aside):
+        if of_all or thread is here or _is_over(thread):
+            for work in list(all_put_aside.pop(thread, ())):
                 with contained("closing what was dropped while open"):
                     work()
+
+
+def _is_over(thread: threading.Thread) -> bool:
+    # Not by sys._current_frames(): the collector may run in the middle of it, and who asks it
+    # again there waits for ever, or crashes the process (Python 3.11, test_collector.py).
+    try:
+        return not thread.is_alive()
+    except (AssertionError, RuntimeError):  # a thread that Python did not start, after a fork
+        return True
 
 
 # In a forked child: what was put aside is open in the parent, and the parent closes it.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import wrapt
 
+from spanguard._collector import is_collecting
 from spanguard._context import BodyContext
 from spanguard._dropped import is_inside_tracing, put_aside
 from spanguard._findings import contained
@@ -247,7 +248,7 @@ class TracedGenerator(_ObjectProxy):
         drive = getattr(self, "_self_drive", None)
         if drive is None or not drive.is_open or sys.is_finalizing():
             return
-        if is_inside_tracing():
+        if is_collecting() or is_inside_tracing():
             # The body's clean-up may open and end spans, which would wait for ever for what this
             # very thread holds (issue 9, A1).
             generator, outcome = self.__wrapped__, drive.dropped_as()
@@ -462,7 +463,7 @@ class TracedCoroutine(_ObjectProxy):
         run = getattr(self, "_self_run", None)
         if run is not None and run.gi_frame is not None and not sys.is_finalizing():
             self._self_abandoned.append(True)
-            if is_inside_tracing():
+            if is_collecting() or is_inside_tracing():
                 put_aside(run.close)
             else:
                 run.close()

@@ -12,6 +12,7 @@ import wrapt
 
 from spanguard import _destination, _mlflow
 from spanguard._config import is_strict
+from spanguard._dropped import is_put_aside
 from spanguard._findings import contained, settle
 from spanguard._given import attribute_of, is_a, text_of, truth_of
 from spanguard._held import Found, Home, find_parent, find_span, find_trace, is_given_out
@@ -295,6 +296,8 @@ class GuardedClient(_ClientProxy):
     ) -> None:
         self._self_blocks.pop()
         if self._self_blocks:  # another thread's, or one around this one
+            return
+        if is_put_aside(lambda: self._self_close_left(exc)):
             return
         findings: list[SpanguardError] = []
         with contained("closing what a block left open"):

@@ -9,9 +9,15 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from spanguard import _mlflow, _outliving, _record, _registry
+from spanguard._collector import is_collecting
 from spanguard._config import is_strict
 from spanguard._context import Ambient
-from spanguard._dropped import all_put_aside, do_put_aside, is_inside_tracing, put_aside
+from spanguard._dropped import (
+    all_put_aside,
+    do_put_aside,
+    is_inside_tracing,
+    put_aside,
+)
 from spanguard._findings import (
     all_held_back,
     contained,
@@ -164,11 +170,10 @@ class OpenedSpan:
         entry = self.entry
         # Where the collector closes a generator, or calls a finalizer, in the middle of a write:
         # closing here and now could wait for what this very thread holds.
-        if (raised is not None and isinstance(raised, GeneratorExit) and is_inside_tracing()) or (
-            entry is not None and _mlflow.is_being_written(entry.otel)
-        ):
+        if self._is_in_the_way(raised):
             at = end_time_ns or time.time_ns()
-            put_aside(lambda: self.close(raised, by=by, outcome=outcome, end_time_ns=at))
+            thread = entry.strand.thread if entry is not None else None
+            put_aside(lambda: self.close(raised, by=by, outcome=outcome, end_time_ns=at), thread)
             return []
         if all_put_aside:
             do_put_aside()
@@ -183,6 +188,11 @@ class OpenedSpan:
             forget_held_back()
             self._close_interrupted(raised or interrupt, by, end_time_ns)
             raise
+
+    def _is_in_the_way(self, raised: BaseException | None) -> bool:
+        if is_collecting() or (isinstance(raised, GeneratorExit) and is_inside_tracing()):
+            return True
+        return self.entry is not None and _mlflow.is_being_written(self.entry.otel)
 
     def _close(
         self,
@@ -435,7 +445,7 @@ class OpenedSpan:
         # Only put aside: this may run in the middle of anything (see _dropped.py).
         entry = getattr(self, "entry", None)
         if entry is not None and not entry.ended and self.closed_by is None:
-            put_aside(self._close_dropped, entry.strand.thread.ident)
+            put_aside(self._close_dropped, entry.strand.thread)
 
     def _close_dropped(self) -> None:
         entry = self.entry

@@ -264,12 +264,14 @@ class _Watcher(SpanProcessor):
     def on_start(self, span: Any, parent_context: Any = None) -> None:
         try:
             note_start(span, parent_context)
-        except Exception as error:
-            internal_error("noting a span's start", error)
-        except BaseException:  # Ctrl-C: a span that we never heard of could never be closed
+        except BaseException as error:
+            # Ctrl-C, or a fault of ours: a span that we never heard of could never be closed.
             if span.context.span_id not in _open:
-                note_start(span, parent_context)
-            raise
+                with contained("noting a span's start"):
+                    note_start(span, parent_context)
+            if not isinstance(error, Exception):
+                raise
+            internal_error("noting a span's start", error)
 
     def _on_ending(self, span: Any) -> None:
         entry = _open.get(span.context.span_id)
@@ -287,25 +289,28 @@ class _Watcher(SpanProcessor):
 
     def on_end(self, span: Any) -> None:
         try:
-            if span.parent is None:
-                _ended_traces.append(span.context.trace_id)
-                _mlflow.note_end_of_trace(span.context.trace_id)
-            entry = _open.get(span.context.span_id)
-            if entry is not None:
-                note_end(entry)
-        except Exception as error:
+            _note_end_of(span)
+        except BaseException as error:
+            with contained("noting a span's end"):
+                _note_end_of(span)
+            if not isinstance(error, Exception):
+                raise
             internal_error("noting a span's end", error)
-        except BaseException:
-            entry = _open.get(span.context.span_id)
-            if entry is not None:
-                note_end(entry)
-            raise
 
     def shutdown(self) -> None:
         pass
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         return True
+
+
+def _note_end_of(span: Any) -> None:
+    if span.parent is None:
+        _ended_traces.append(span.context.trace_id)
+        _mlflow.note_end_of_trace(span.context.trace_id)
+    entry = _open.get(span.context.span_id)
+    if entry is not None:
+        note_end(entry)
 
 
 def note_start(span: Any, parent_context: Any = None) -> None:

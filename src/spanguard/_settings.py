@@ -9,6 +9,8 @@ from contextvars import ContextVar
 from types import FrameType, TracebackType
 from typing import Any
 
+from spanguard._collector import is_collecting
+
 __all__ = ["Block", "Mark", "Setting", "context_settings", "innermost"]
 
 # The blocks in force in this context, the innermost last. They may leave in any order.
@@ -92,7 +94,9 @@ class Setting(ABC):
         # and in the one that did, it is dropped with this object.
         here = context_settings.get()
         for block in reversed(self._blocks):
-            if block in here:
+            if is_collecting():  # the body of a generator: no variable may be set here
+                block.is_dropped = True
+            elif block in here:
                 context_settings.set(tuple(other for other in here if other is not block))
                 self._blocks = tuple(other for other in self._blocks if other is not block)
                 return

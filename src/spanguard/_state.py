@@ -16,6 +16,7 @@ from spanguard import _registry
 from spanguard._block import Block
 from spanguard._config import MAX_MESSAGE_CHARS, is_strict
 from spanguard._context import OverlappingAmbient, Strand, pushed
+from spanguard._dropped import is_put_aside
 from spanguard._findings import settle
 from spanguard._given import attribute_of, is_a, is_the_users, kind_name, text_of
 from spanguard._mlflow import otel_span
@@ -289,6 +290,8 @@ class TraceStateManager:
         raised: BaseException | None = None,
     ) -> list[SpanguardError]:
         """Close a frame that is off the stack, and what stands above it first."""
+        if is_put_aside(lambda: self._pop(frame, popped, last, raised)):
+            return []
         findings: list[SpanguardError] = []
         if raised is not None and not is_a(raised, BaseException):
             raised, finding = _as_exception(raised, popped.name)
@@ -377,6 +380,8 @@ class TraceStateManager:
     def _unwind(self, raised: BaseException | None, *, is_error: bool = True) -> _Unwound:
         """Close all that is pushed, last push first; return what was open, and what was found."""
         unwound = _Unwound([], [], [])
+        if is_put_aside(lambda: self._unwind(raised, is_error=is_error)):
+            return unwound
         while True:
             with self._lock:
                 frame = next(reversed(self._pushed), None)
