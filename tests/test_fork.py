@@ -6,64 +6,15 @@ Each test runs a script in a process of its own, which forks; the store shows wh
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import mlflow
 import pytest
 from packaging.version import Version
 
-import spanguard
+from tests.forking import run
 from tests.store import Store, outcome, status
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
-
-PREAMBLE = """
-import os, sys, warnings
-import mlflow, spanguard
-from spanguard import TraceStateManager, carry, current_span, open_spans, traced_span
-
-warnings.simplefilter("error", spanguard.SpanguardWarning)
-
-def forked(work, leave=os._exit):
-    pid = os.fork()
-    if pid == 0:
-        code = 9
-        try:
-            work()
-            code = 0
-        except BaseException:
-            import traceback
-            traceback.print_exc()
-        finally:
-            leave(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-def step(name):
-    with traced_span(name):
-        pass
-"""
-
-
-def run(script: str, store: Store, *, interval: int = 100) -> str:
-    environment = {
-        **os.environ,
-        "MLFLOW_TRACKING_URI": store.uri,
-        "MLFLOW_ASYNC_TRACE_LOGGING_MAX_INTERVAL_MILLIS": str(interval),
-        "PYTHONPATH": str(Path(spanguard.__file__).parent.parent),
-    }
-    finished = subprocess.run(
-        [sys.executable, "-c", PREAMBLE + textwrap.dedent(script)],
-        env=environment,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=120,
-    )
-    assert finished.returncode == 0, finished.stderr
-    assert "Traceback" not in finished.stderr, finished.stderr
-    return finished.stdout
 
 
 def test_the_child_starts_empty_and_its_spans_arrive(store: Store) -> None:

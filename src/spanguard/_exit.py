@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from spanguard import _mlflow, _outliving, _registry
+from spanguard import _locks, _mlflow, _outliving, _registry
 from spanguard._config import current_limits, waiting_time
 from spanguard._dropped import do_put_aside
 from spanguard._findings import (
@@ -448,16 +448,18 @@ def close_and_flush(orphaned_by: str, seconds: float, raised: BaseException | No
 # -- fork --------------------------------------------------------------------------------------
 
 FORK_SECONDS = 2.0
-"""How long a fork waits for MLflow's threads to have nothing left to do."""
+"""How long a fork waits for threads that are at the store."""
 
 
 def _before_fork() -> None:
-    # A thread of MLflow's that holds a lock of its database driver in this moment would hold it
-    # for ever in the child. Mostly nothing is pending, and nothing is waited for.
     with contained("preparing a fork"):
-        if _mlflow.has_pending():
-            _mlflow.hand_over()
-            _mlflow.await_stored(FORK_SECONDS)
+        _mlflow.pause_stores(FORK_SECONDS)
+        _locks.before_fork()  # last: meanwhile a thread may have begun an import
+
+
+def _after_fork_in_parent() -> None:
+    with contained("going on after a fork"):
+        _mlflow.resume_stores()
 
 
 def _after_fork_in_child() -> None:
@@ -472,4 +474,8 @@ def _after_fork_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )

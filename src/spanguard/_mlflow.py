@@ -72,8 +72,8 @@ a line in the log of MLflow's SQL store
 `_async_queue.activate`                        Python 3.12.1 starts no threads at exit; without:
                                                it loses there what ended in the last seconds
 the provider, its once-flags and exit hook,    after a fork the child must not touch what the
-the exporter's queue, the stores' engines      parent's threads held locked; without: what is
-                                               missing stays as MLflow leaves it after a fork
+the exporter's queue, the stores' engines, a   parent's threads held locked; without: what is
+span's `_attributes`, `_events`, `_links`      missing stays as MLflow leaves it after a fork
 `id_generator` of the tracer and the provider  a chosen trace id; without: the id is not chosen,
                                                which is noticed at the span and warned of
 the class of the provider's `id_generator`     ids that no `random.seed()` repeats, in the tracers
@@ -144,6 +144,7 @@ from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan, SpanContext, Sta
 from opentelemetry.trace import Span as OtelSpan
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from spanguard import _locks  # first: its fork hook frees what the others' would wait for
 from spanguard._buffer import ROOM, KeepingBuffer
 from spanguard._findings import PASSWORD
 from spanguard._ledger import Ledger
@@ -317,6 +318,7 @@ def no_active_span() -> Iterator[None]:
 
 _watch_lock = threading.RLock()  # re-entrant: a finalizer may open a span meanwhile
 _watched: Any = None
+_listening: SpanProcessor | None = None  # ours, once it was added
 _tracer: Any = None  # of the watched provider
 
 
@@ -334,7 +336,7 @@ def watch(processor: SpanProcessor) -> bool:
     MLflow replaces its provider on `set_experiment`, `set_destination`, `enable`: so this is
     asked before each start, and costs one comparison.
     """
-    global _tracer, _watched
+    global _listening, _tracer, _watched
     if _watched is not None and _current_provider() is _watched:
         return False
     with _watch_lock:
@@ -345,6 +347,8 @@ def watch(processor: SpanProcessor) -> bool:
             return False
         if current is _watched:
             return False
+        _import_beforehand()
+        _listening = processor
         _give_own_ids(current)
         _let_children_follow(current)
         note_deliveries()
@@ -353,6 +357,12 @@ def watch(processor: SpanProcessor) -> bool:
         _widen_export_queues()
         _watched = current
         return True
+
+
+def _import_beforehand() -> None:
+    """Import what MLflow imports in the middle of spans: a fork meanwhile would have to wait."""
+    for module in ("mlflow.pyfunc", "mlflow.utils.providers"):
+        _optional_module(module)
 
 
 def _add(processor: SpanProcessor, provider: Any) -> None:
@@ -1804,15 +1814,6 @@ def let_go_at_exit() -> None:
 # -- after a fork ------------------------------------------------------------------------------
 
 
-def has_pending() -> bool:
-    """Tell whether MLflow's threads have something to export. For a moment it may be both."""
-    if _watched is None:
-        return False
-    tasks = _pending_tasks()
-    waiting = getattr(_batch(), "_queue", None)
-    return bool(waiting or (tasks is not None and tasks.unfinished_tasks))
-
-
 def start_afresh_in_child() -> None:
     """Give a forked child a tracing of its own, that no lock of the parent's threads can stop.
 
@@ -1824,12 +1825,22 @@ def start_afresh_in_child() -> None:
     ledger = Ledger()
     _watch_lock, _remote_lock = threading.RLock(), threading.RLock()
     _remote_holds.clear()
+    _locks.let_go_below(_current_provider(), _recording)
     _leave_provider_behind()
     manager: Any = InMemoryTraceManager
     manager._instance_lock = threading.RLock()
     manager._instance = None
     _mode.runtime.attach(Context())
     _leave_engines_behind()
+
+
+def let_go_of_span(otel: Any) -> None:
+    """In a forked child: let code of the parent's write on a span that the parent has open."""
+    for holder in (otel, *(getattr(otel, part, None) for part in _PARTS_OF_A_SPAN)):
+        _locks.let_go_of(getattr(holder, "_lock", None))
+
+
+_PARTS_OF_A_SPAN = ("_attributes", "_events", "_links")
 
 
 def _leave_provider_behind() -> None:
@@ -1845,14 +1856,16 @@ def _leave_provider_behind() -> None:
             atexit.unregister(handler)
         wrapper._isolated_tracer_provider = None
     elif isinstance(old, TracerProvider):
-        # The process's own provider stays; MLflow adds its processors to it again.
-        kept = [p for p in _processors_of(old) if not hasattr(p, "span_exporter")]
+        # The process's own provider stays; MLflow adds its processors to it again. 3.10 looks
+        # for its own in the first place: ours are added after it.
+        ours = (_listening, _follower)
+        kept = [p for p in _processors_of(old) if not hasattr(p, "span_exporter") and p not in ours]
         cast(Any, old._active_span_processor)._span_processors = tuple(kept)
     for flag in ("_isolated_tracer_provider_once", "_global_provider_init_once"):
         once = getattr(wrapper, flag, None)
         if once is not None:
             setattr(wrapper, flag, type(once)())
-    registry: Any = _optional_module("mlflow.tracing.processor.base_mlflow")
+    registry: Any = sys.modules.get("mlflow.tracing.processor.base_mlflow")
     if hasattr(registry, "_batch_processor_registry"):
         registry._batch_processor_registry = weakref.WeakSet()
         registry._batch_processor_registry_lock = threading.Lock()
@@ -1865,12 +1878,90 @@ def _processors_of(provider: Any) -> tuple[Any, ...]:
 
 def _leave_engines_behind() -> None:
     """Let the child open connections of its own: SQLite's may not be used across a fork."""
-    stores = sys.modules.get("mlflow.store.tracking.sqlalchemy_store")
-    store: Any = getattr(stores, "SqlAlchemyStore", None)
-    for engine in list((getattr(store, "_engine_map", None) or {}).values()):
+    _gates.clear()  # the pools that they keep shut go
+    for engine in _engines():
+        _locks.let_go_below(engine)
         engine.dispose(close=False)
-    if hasattr(store, "_engine_map_lock"):
-        store._engine_map_lock = threading.Lock()
+    for store in _sql_stores():
+        if hasattr(store, "_engine_map_lock"):
+            store._engine_map_lock = threading.Lock()
+
+
+def _engines() -> list[Any]:
+    return [
+        engine
+        for store in _sql_stores()
+        for engine in list((getattr(store, "_engine_map", None) or {}).values())
+    ]
+
+
+def _sql_stores() -> list[Any]:
+    """Return the classes that have engines."""
+    modules = [sys.modules.get(f"mlflow.store.{kind}.sqlalchemy_store") for kind in _STORES]
+    return [store for store in (getattr(m, "SqlAlchemyStore", None) for m in modules) if store]
+
+
+_STORES = ("tracking", "model_registry")
+
+
+class _Gate:
+    """Keeps a pool of connections shut: those that are out may come back, and none goes out."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self._mutex: Any = getattr(getattr(pool, "_pool", None), "mutex", None)
+        self._shut = threading.Lock()
+        self._shut.acquire()
+        self._is_locked = False
+        pool._do_get = self
+
+    def __call__(self) -> Any:
+        """Get a connection, as the pool does, when the gate is open again."""
+        if self._shut.acquire(timeout=_GATE_SECONDS):
+            self._shut.release()
+        return type(self._pool)._do_get(self._pool)
+
+    def await_empty(self, deadline: float) -> None:
+        """Wait until nobody has a connection, and see to it that nobody is about to get one."""
+        while self._mutex is not None and time.monotonic() < deadline:
+            self._mutex.acquire()  # for a moment: nobody waits with it
+            if self._pool.checkedout() == 0:
+                self._is_locked = True
+                return
+            self._mutex.release()
+            time.sleep(0.001)
+
+    def open(self) -> None:
+        del self._pool._do_get
+        if self._is_locked:
+            self._mutex.release()
+        self._shut.release()
+
+
+# For a hook of somebody else's that asks the store in the middle of a fork.
+_GATE_SECONDS = 5.0
+
+_gates: list[_Gate] = []
+
+
+def pause_stores(seconds: float) -> None:
+    """Before a fork: wait until no thread is inside SQLite, and let none in until it is over.
+
+    What a thread has locked in SQLite stays locked in the child for ever, and SQLite takes the
+    parent's locks on the file for the child's: that one hangs, or damages the database
+    (test_fork_locks.py). What is not over in that time is not waited for.
+    """
+    deadline = time.monotonic() + seconds
+    pools = [engine.pool for engine in _engines() if engine.dialect.name == "sqlite"]
+    _gates.extend(_Gate(pool) for pool in pools if hasattr(pool, "checkedout"))
+    for gate in _gates:
+        gate.await_empty(deadline)
+
+
+def resume_stores() -> None:
+    """In the parent, after a fork: let the other threads go on."""
+    while _gates:
+        _gates.pop().open()
 
 
 def find_experiment(id_or_name: str) -> str | None:

@@ -472,6 +472,7 @@ def forget_all() -> None:
         entry.awaits = None
         if entry.otel is not None:
             _parents_traces.add(entry.otel.context.trace_id)
+            _mlflow.let_go_of_span(entry.otel)
         opened = entry.opened() if entry.opened is not None else None
         if opened is not None:
             opened.closed_by = "fork"

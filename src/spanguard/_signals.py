@@ -127,9 +127,25 @@ class _Handler:
         if raise_again:
             os.kill(os.getpid(), self._number)
 
+    def start_afresh(self) -> None:
+        """In a forked child: be as if no signal had come. The threads that closed are not here."""
+        self._closing = None
+        self._turn = threading.RLock()
+
     def _hand_on(self, frame: FrameType | None) -> None:
         if callable(self._before):
             self._before(self._number, frame)
             return
         signal.signal(self._number, signal.SIG_DFL)
         os.kill(os.getpid(), self._number)
+
+
+def _start_afresh_in_child() -> None:
+    for number in signal.valid_signals():
+        handler = signal.getsignal(number)
+        if isinstance(handler, _Handler):
+            handler.start_afresh()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_afresh_in_child)
