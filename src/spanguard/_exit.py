@@ -448,13 +448,14 @@ def close_and_flush(orphaned_by: str, seconds: float, raised: BaseException | No
 # -- fork --------------------------------------------------------------------------------------
 
 FORK_SECONDS = 2.0
-"""How long a fork waits for threads that are at the store."""
+"""How long a fork waits, in all, for threads that are at the store or inside an import."""
 
 
 def _before_fork() -> None:
+    deadline = time.monotonic() + FORK_SECONDS
     with contained("preparing a fork"):
-        _mlflow.pause_stores(FORK_SECONDS)
-        _locks.before_fork()  # last: meanwhile a thread may have begun an import
+        _mlflow.pause_stores(deadline)
+    _locks.before_fork(deadline)  # last: meanwhile a thread may have begun an import
 
 
 def _after_fork_in_parent() -> None:

@@ -23,9 +23,6 @@ from spanguard._findings import contained
 
 __all__ = ["before_fork", "let_go_below", "let_go_of"]
 
-IMPORT_SECONDS = 2.0
-"""How long a fork waits for modules that other threads are half-way through."""
-
 _Lock, _RLock = type(threading.Lock()), type(threading.RLock())
 
 
@@ -58,27 +55,34 @@ def _let_go_of_imports() -> None:
         del blocked[thread]
 
 
+def _named_in(module: Any) -> dict[str, Any]:
+    """Return what a module names, without loading one that is lazy."""
+    if not issubclass(type(module), ModuleType):
+        return {}
+    named: dict[str, Any] = ModuleType.__getattribute__(module, "__dict__")
+    return named
+
+
 _not_waited_for: set[str] = set()
 
 
-def _await_half_imported() -> None:
+def _await_half_imported(deadline: float) -> None:
     """Wait until no other thread is half-way through a module: the child gets it as it is now.
 
     A module that does not get done in that time may be a program that never does: it is not
     waited for again.
     """
-    deadline = time.monotonic() + IMPORT_SECONDS
     while names := _half_imported() - _not_waited_for:
         if time.monotonic() > deadline:
             _not_waited_for.update(names)
-        else:
-            time.sleep(0.001)
+            return
+        time.sleep(0.001)
 
 
 def _half_imported() -> set[str]:
     nobody_else = (None, threading.get_ident())
     others = [name for name, lock in _module_locks() if lock.owner not in nobody_else]
-    specs = {name: getattr(sys.modules.get(name), "__spec__", None) for name in others}
+    specs = {name: _named_in(sys.modules.get(name)).get("__spec__") for name in others}
     return {name for name, spec in specs.items() if getattr(spec, "_initializing", False)}
 
 
@@ -105,13 +109,13 @@ def _search_new_modules() -> None:
     """
     named: list[Any] = []
     for name, module in list(sys.modules.items()):
-        if name in _searched or not isinstance(module, ModuleType):
+        if name in _searched:
             continue
         _searched.add(name)
         if _package(name) in _PACKAGES:
-            named += vars(module).values()
+            named += _named_in(module).values()
         elif _CACHED_PROPERTIES_LOCK:
-            named += _cached_properties(list(vars(module).values()))
+            named += _cached_properties(list(_named_in(module).values()))
     _found.extend(_locks_among(named, _STEPS_FROM_MODULE))
 
 
@@ -120,7 +124,8 @@ _CACHED_PROPERTIES_LOCK = sys.version_info < (3, 12)
 
 
 def _cached_properties(values: list[Any]) -> list[Any]:
-    classes = [value for value in values if isinstance(value, type)]
+    # Not by `isinstance`, which asks proxies what they stand for.
+    classes = [value for value in values if issubclass(type(value), type)]
     held = (one for kind in classes for one in list(vars(kind).values()))
     return [one for one in held if type(one) is cached_property]
 
@@ -149,7 +154,8 @@ def _held_by(value: Any, kind: type) -> Any:
     if kind is tuple or kind is CellType:
         return gc.get_referents(value)
     if kind is FunctionType:
-        return value.__closure__
+        ours = _package(value.__globals__.get("__name__")) in _HOLDERS
+        return value.__closure__ if ours else ()
     if issubclass(kind, type):
         return vars(value).values() if _package(value.__module__) in _PACKAGES else ()
     if _package(kind.__module__) not in _HOLDERS:
@@ -184,10 +190,10 @@ def let_go_below(*values: Any) -> None:
 # -- fork --------------------------------------------------------------------------------------
 
 
-def before_fork() -> None:
+def before_fork(deadline: float) -> None:
     """Get ready for a fork: let imports get done, and look where locks may be."""
     with contained("waiting for imports before a fork"):
-        _await_half_imported()
+        _await_half_imported(deadline)
     with contained("looking for locks before a fork"):
         _search_new_modules()
 

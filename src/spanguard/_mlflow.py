@@ -74,6 +74,8 @@ a line in the log of MLflow's SQL store
 the provider, its once-flags and exit hook,    after a fork the child must not touch what the
 the exporter's queue, the stores' engines, a   parent's threads held locked; without: what is
 span's `_attributes`, `_events`, `_links`      missing stays as MLflow leaves it after a fork
+SQLAlchemy's `pool._do_get`, `checkedout`      no thread may be inside SQLite while the process
+                                               forks; without: the fork does not wait for it
 `id_generator` of the tracer and the provider  a chosen trace id; without: the id is not chosen,
                                                which is noticed at the span and warned of
 the class of the provider's `id_generator`     ids that no `random.seed()` repeats, in the tracers
@@ -111,6 +113,7 @@ from concurrent.futures import thread as _futures_thread
 from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import islice
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import mlflow
@@ -1878,7 +1881,10 @@ def _processors_of(provider: Any) -> tuple[Any, ...]:
 
 def _leave_engines_behind() -> None:
     """Let the child open connections of its own: SQLite's may not be used across a fork."""
-    _gates.clear()  # the pools that they keep shut go
+    global _pausing
+    _pausing = threading.RLock()
+    while _gates:
+        _gates.pop().open()
     for engine in _engines():
         _locks.let_go_below(engine)
         engine.dispose(close=False)
@@ -1907,61 +1913,85 @@ _STORES = ("tracking", "model_registry")
 class _Gate:
     """Keeps a pool of connections shut: those that are out may come back, and none goes out."""
 
-    def __init__(self, pool: Any) -> None:
+    def __init__(self, pool: Any, opens_by: float) -> None:
         self._pool = pool
-        self._mutex: Any = getattr(getattr(pool, "_pool", None), "mutex", None)
+        self._opens_by = opens_by
+        self._forking = threading.get_ident()
         self._shut = threading.Lock()
         self._shut.acquire()
-        self._is_locked = False
-        pool._do_get = self
+
+    def shut(self) -> None:
+        self._pool._do_get = self
 
     def __call__(self) -> Any:
-        """Get a connection, as the pool does, when the gate is open again."""
-        if self._shut.acquire(timeout=_GATE_SECONDS):
+        """Get a connection, as the pool does, when the gate is open again.
+
+        Hooks of somebody else's that ask the store in the middle of a fork are not kept waiting;
+        nor, for longer than a fork may take, is a thread that such a hook waits for.
+        """
+        seconds = self._opens_by - time.monotonic()
+        is_kept_waiting = threading.get_ident() != self._forking and seconds > 0
+        if is_kept_waiting and self._shut.acquire(timeout=seconds):
             self._shut.release()
         return type(self._pool)._do_get(self._pool)
 
-    def await_empty(self, deadline: float) -> None:
-        """Wait until nobody has a connection, and see to it that nobody is about to get one."""
-        while self._mutex is not None and time.monotonic() < deadline:
-            self._mutex.acquire()  # for a moment: nobody waits with it
-            if self._pool.checkedout() == 0:
-                self._is_locked = True
+    def await_empty(self) -> None:
+        """Wait until nobody has a connection, and nobody who passed is about to get one."""
+        while self._is_passed() or self._pool.checkedout():
+            if time.monotonic() > self._opens_by:
                 return
-            self._mutex.release()
             time.sleep(0.001)
 
+    def _is_passed(self) -> bool:
+        getting = type(self._pool)._do_get.__code__
+        for frame in list(sys._current_frames().values()):
+            within: FrameType | None = frame
+            while within is not None:
+                if within.f_code is getting:
+                    return True
+                within = within.f_back
+        return False
+
     def open(self) -> None:
-        del self._pool._do_get
-        if self._is_locked:
-            self._mutex.release()
+        vars(self._pool).pop("_do_get", None)
         self._shut.release()
 
 
-# For a hook of somebody else's that asks the store in the middle of a fork.
-_GATE_SECONDS = 5.0
-
 _gates: list[_Gate] = []
+_pausing = threading.RLock()  # held by the thread that forks; two may do so at once
 
 
-def pause_stores(seconds: float) -> None:
+def pause_stores(deadline: float) -> None:
     """Before a fork: wait until no thread is inside SQLite, and let none in until it is over.
 
     What a thread has locked in SQLite stays locked in the child for ever, and SQLite takes the
     parent's locks on the file for the child's: that one hangs, or damages the database
-    (test_fork_locks.py). What is not over in that time is not waited for.
+    (test_fork_locks.py). What is not over by the deadline is not waited for.
     """
-    deadline = time.monotonic() + seconds
-    pools = [engine.pool for engine in _engines() if engine.dialect.name == "sqlite"]
-    _gates.extend(_Gate(pool) for pool in pools if hasattr(pool, "checkedout"))
+    engines = [engine for engine in _engines() if engine.dialect.name == "sqlite"]
+    pools = [engine.pool for engine in engines if hasattr(engine.pool, "checkedout")]
+    if not pools or not _pausing.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        return
+    if _gates:  # a hook that forks, in the middle of a fork
+        return
+    _gates.extend(_Gate(pool, deadline) for pool in pools)
     for gate in _gates:
-        gate.await_empty(deadline)
+        gate.shut()
+    for gate in _gates:
+        gate.await_empty()
 
 
 def resume_stores() -> None:
     """In the parent, after a fork: let the other threads go on."""
-    while _gates:
-        _gates.pop().open()
+    while _is_pausing():
+        while _gates:
+            _gates.pop().open()
+        _pausing.release()
+
+
+def _is_pausing() -> bool:
+    """Tell whether it is this thread that pauses the stores."""
+    return bool(cast(Any, _pausing)._is_owned())
 
 
 def find_experiment(id_or_name: str) -> str | None:
