@@ -447,13 +447,18 @@ def close_and_flush(orphaned_by: str, seconds: float, raised: BaseException | No
 
 # -- fork --------------------------------------------------------------------------------------
 
-FORK_SECONDS = 2.0
+FORK_SECONDS = 4.0
 """How long a fork waits, in all, for threads that are at the store or inside an import."""
 
 
 def _before_fork() -> None:
     deadline = time.monotonic() + FORK_SECONDS
     with contained("preparing a fork"):
+        # What is stored now does not compete with the child's own for the database. Mostly
+        # nothing is pending, and nothing is waited for.
+        if _mlflow.has_pending():
+            _mlflow.hand_over()
+            _mlflow.await_stored(FORK_SECONDS / 2)
         _mlflow.pause_stores(deadline)
     _locks.before_fork(deadline)  # last: meanwhile a thread may have begun an import
 

@@ -96,6 +96,7 @@ URI, experiment and destination in force       a flush or reset; without: what i
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import json
 import logging
@@ -1817,6 +1818,15 @@ def let_go_at_exit() -> None:
 # -- after a fork ------------------------------------------------------------------------------
 
 
+def has_pending() -> bool:
+    """Tell whether MLflow's threads have something to export. For a moment it may be both."""
+    if _watched is None:
+        return False
+    tasks = _pending_tasks()
+    waiting = getattr(_batch(), "_queue", None)
+    return bool(waiting or (tasks is not None and tasks.unfinished_tasks))
+
+
 def start_afresh_in_child() -> None:
     """Give a forked child a tracing of its own, that no lock of the parent's threads can stop.
 
@@ -1944,7 +1954,7 @@ class _Gate:
 
     def _is_passed(self) -> bool:
         getting = type(self._pool)._do_get.__code__
-        for frame in list(sys._current_frames().values()):
+        for frame in _frames_of_all_threads():
             within: FrameType | None = frame
             while within is not None:
                 if within.f_code is getting:
@@ -1955,6 +1965,18 @@ class _Gate:
     def open(self) -> None:
         vars(self._pool).pop("_do_get", None)
         self._shut.release()
+
+
+def _frames_of_all_threads() -> list[FrameType]:
+    # The collector must not run in the middle of this: a finalizer that asks for them again
+    # would wait for ever (Python 3.11).
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return list(sys._current_frames().values())
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 _gates: list[_Gate] = []
