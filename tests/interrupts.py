@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import spanguard
@@ -16,13 +16,14 @@ __all__ = [
     "SoftTimeLimit",
     "by_ctrl_c",
     "by_signal_handler",
-    "lines_of",
+    "places_of",
     "run_interrupted",
 ]
 
 OURS = str(Path(spanguard.__file__).parent)
 
 Line = tuple[str, int]
+Place = tuple[CodeType, Line]
 
 
 class Interrupt(KeyboardInterrupt):
@@ -54,18 +55,39 @@ def _is_ours(frame: FrameType) -> bool:
     return frame.f_code.co_filename.startswith(OURS)
 
 
-def lines_of(work: Callable[[], Any]) -> list[tuple[Line, int]]:
-    """Run a piece of work; return the lines of ours that it ran, each with how often."""
-    seen: dict[Line, int] = {}
+def places_of(work: Callable[[], Any]) -> dict[Place, list[int]]:
+    """Run a piece of work; return the lines of ours that it ran, by the function of ours that the
+    work had called: for each the turns of the line, of all in the work, at which it ran.
+    """
+    turns: dict[Line, int] = {}
+    places: dict[Place, list[int]] = {}
 
-    def local(frame: FrameType, event: str, arg: Any) -> Any:
-        if event == "line":
-            line = (frame.f_code.co_filename, frame.f_lineno)
-            seen[line] = seen.get(line, 0) + 1
-        return local
+    def follow(frame: FrameType, event: str, arg: Any) -> Any:
+        if not _is_ours(frame):
+            return None
+        face = _outermost_of_ours(frame)
 
-    _traced(work, lambda frame, event, arg: local if _is_ours(frame) else None)
-    return list(seen.items())
+        def note(frame: FrameType, event: str, arg: Any) -> Any:
+            if event == "line":
+                line = (frame.f_code.co_filename, frame.f_lineno)
+                turns[line] = turns.get(line, 0) + 1
+                places.setdefault((face, line), []).append(turns[line])
+            return note
+
+        return note
+
+    _traced(work, follow)
+    return places
+
+
+def _outermost_of_ours(frame: FrameType) -> CodeType:
+    face = frame
+    above = frame.f_back
+    while above is not None:
+        if _is_ours(above):
+            face = above
+        above = above.f_back
+    return face.f_code
 
 
 def run_interrupted(

@@ -24,7 +24,14 @@ from spanguard import (
     traced,
     traced_span,
 )
-from tests.interrupts import Line, by_ctrl_c, by_signal_handler, lines_of, run_interrupted
+from tests.interrupts import (
+    Line,
+    Place,
+    by_ctrl_c,
+    by_signal_handler,
+    places_of,
+    run_interrupted,
+)
 from tests.store import Store
 
 # -- what is interrupted -------------------------------------------------------------------------
@@ -147,12 +154,18 @@ WORKS: list[Callable[[], Any]] = [
 
 # -- the sweep -----------------------------------------------------------------------------------
 
-# Of a line that runs often: the first times, and the last.
-MAX_TURNS = 1
 
+def interrupts_of(work: Callable[[], Any]) -> list[tuple[Line, int]]:
+    """Return where a piece of work is to be interrupted: at each line, and at which turn of it.
 
-def turns(count: int) -> list[int]:
-    return sorted({*range(1, min(count, MAX_TURNS) + 1), count})
+    That is each line that it runs below each function of ours that it calls, if no work before it
+    in the list does: the first time it comes there, or the last, by turns.
+    """
+    seen: set[Place] = set()
+    for earlier in WORKS[: WORKS.index(work)]:
+        seen.update(places_of(earlier))
+    new = [(place[1], turns) for place, turns in places_of(work).items() if place not in seen]
+    return [(line, turns[-(number % 2)]) for number, (line, turns) in enumerate(new)]
 
 
 @pytest.mark.timeout(600)
@@ -186,7 +199,7 @@ def sweep(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         work()
-        places = [(line, turn) for line, count in lines_of(work) for turn in turns(count)]
+        places = interrupts_of(work)
         wrong: list[str] = []
         for number, (line, turn) in enumerate(places):
             where = f"{line[0].rpartition('/')[2]}:{line[1]} ({turn})"
