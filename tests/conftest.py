@@ -39,6 +39,15 @@ def _quick_collections() -> None:
     gc.freeze()
 
 
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    """Let no finalizer run in the middle of the test."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A migrated, empty SQLite store: migrating takes seconds, copying a file does not."""

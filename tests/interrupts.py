@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dis
+import functools
 import signal
 import sys
 from collections.abc import Callable
@@ -68,7 +70,7 @@ def places_of(work: Callable[[], Any]) -> dict[Place, list[int]]:
         face = _outermost_of_ours(frame)
 
         def note(frame: FrameType, event: str, arg: Any) -> Any:
-            if event == "line":
+            if event == "line" and not _is_leaving_a_block(frame):
                 line = (frame.f_code.co_filename, frame.f_lineno)
                 turns[line] = turns.get(line, 0) + 1
                 places.setdefault((face, line), []).append(turns[line])
@@ -108,7 +110,8 @@ def run_interrupted(
 
     def local(frame: FrameType, event: str, arg: Any) -> Any:
         nonlocal unraisable
-        if event == "line" and left[0] and (frame.f_code.co_filename, frame.f_lineno) == at:
+        here = (frame.f_code.co_filename, frame.f_lineno)
+        if event == "line" and left[0] and here == at and not _is_leaving_a_block(frame):
             left[0] -= 1
             if not left[0]:
                 unraisable = _is_in_finalizer(frame)
@@ -120,6 +123,28 @@ def run_interrupted(
     except (Interrupt, SoftTimeLimit):
         return True
     return bool(left[0]) or unraisable
+
+
+@functools.cache
+def _leaves_of(code: CodeType) -> frozenset[int]:
+    """Return the offsets at which a with-block is left: up to its exit no interrupt is raised.
+
+    Python looks for signals elsewhere; a tracer that raises there leaves a lock locked for ever.
+    """
+    found = []
+    instructions = [one for one in dis.get_instructions(code) if one.opname != "CACHE"]
+    for number, one in enumerate(instructions):
+        names = [other.opname for other in instructions[number : number + 5]]
+        if names[0] == "POP_BLOCK":  # Python 3.10
+            names = names[1:]
+        nones = one.opname == "POP_BLOCK" or (one.opname == "LOAD_CONST" and one.argval is None)
+        if nones and names[:3] in (["LOAD_CONST"] * 3, ["LOAD_CONST", "DUP_TOP", "DUP_TOP"]):
+            found.append(one.offset)
+    return frozenset(found)
+
+
+def _is_leaving_a_block(frame: FrameType) -> bool:
+    return frame.f_lasti in _leaves_of(frame.f_code)
 
 
 def _is_in_finalizer(frame: FrameType | None) -> bool:

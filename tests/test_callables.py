@@ -271,19 +271,15 @@ def test_annotations_are_there_whoever_looks_at_the_class() -> None:
     assert typing.get_type_hints(function.__wrapped__) == {"a": int}
 
 
+# doctest walks through linecache, which finalizers of SQLAlchemy's change.
+@pytest.mark.usefixtures("no_collection")
 def test_doctest_finds_the_same() -> None:
     """Examples in the documentation of what is traced are found, and pass."""
-    spanguard.flush(60)  # MLflow's threads fill linecache, through which doctest walks
-    gc.collect()  # finalizers of SQLAlchemy's take entries out of it
-    gc.disable()
-    try:
-        finder = doctest.DocTestFinder()
-        found = [
-            {as_text(test.name): len(test.examples) for test in finder.find(module)}
-            for module in (plain, traced_module)
-        ]
-    finally:
-        gc.enable()
+    spanguard.flush(60)  # MLflow's threads fill linecache
+    found = [
+        {as_text(test.name): len(test.examples) for test in doctest.DocTestFinder().find(module)}
+        for module in (plain, traced_module)
+    ]
     assert found[0] == found[1]
     with contextlib.redirect_stdout(io.StringIO()):
         assert doctest.testmod(traced_module) == doctest.testmod(plain)

@@ -767,7 +767,7 @@ def test_a_generator_that_ignores_its_close(store: Store) -> None:
     assert outcome(store.spans()["stubborn"]) == "error"
 
 
-def test_a_million_items_do_not_grow_memory(store: Store) -> None:
+def test_many_items_do_not_grow_memory(store: Store) -> None:
     @traced(max_items=10)
     def numbers(count: int) -> Iterator[bytes]:
         for n in range(count):
@@ -777,7 +777,7 @@ def test_a_million_items_do_not_grow_memory(store: Store) -> None:
         pass
     tracemalloc.start()
     try:
-        for _ in numbers(1_000_000):
+        for _ in numbers(200_000):
             pass
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -785,8 +785,8 @@ def test_a_million_items_do_not_grow_memory(store: Store) -> None:
     assert peak < 2_000_000
     span = store.traces()[-1].data.spans[0]
     assert len(span.outputs) == 11
-    assert span.outputs[-1] == "[spanguard: 999990 more items, 1000000 in all]"
-    assert own_attributes(span)["spanguard.item_count"] == 1_000_000
+    assert span.outputs[-1] == "[spanguard: 199990 more items, 200000 in all]"
+    assert own_attributes(span)["spanguard.item_count"] == 200_000
 
 
 def test_an_output_reducer_that_raises(store: Store) -> None:
