@@ -10,7 +10,7 @@ PYTHON_OLDEST ?= $(shell for p in python3.10 $(PYTHON); do \
 PYTHON_NEWEST ?= $(shell for p in python3.13 $(PYTHON); do \
 	  $$p -c '' 2>/dev/null && echo $$p && break; done)
 VENV ?= .venv
-PYTEST_ARGS ?= -n 2 -q
+PYTEST_ARGS ?= -n 3 -q
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test test-oldest test-newest-python lint bench clean help

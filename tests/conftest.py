@@ -32,6 +32,14 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 
 
+# What begins last should not be what takes longest.
+LONG = ("test_interrupts", "test_collector", "test_flush", "test_page", "test_guard_properties")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _quick_collections() -> None:
     """Keep what is imported out of the collector's way: a full collection takes a second else."""

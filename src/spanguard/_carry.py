@@ -402,7 +402,9 @@ class Attachment(Block[None]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if is_put_aside(lambda: self.__exit__(exc_type, exc, None)):
+        strand = self._work.strand
+        thread = strand.thread if strand is not None else None
+        if is_put_aside(lambda: self.__exit__(exc_type, exc, None), thread):
             return
         findings = self.leave()
         try:

@@ -46,11 +46,11 @@ def put_aside(work: Work, thread: threading.Thread | None = None) -> None:
             return  # else it was taken in this very moment, and perhaps before the work was in it
 
 
-def is_put_aside(work: Work) -> bool:
-    """Keep work for later if it is the collector that asks for it here; tell whether it is."""
+def is_put_aside(work: Work, thread: threading.Thread | None) -> bool:
+    """Keep work for its thread if it is the collector that asks for it here; tell whether it is."""
     if not is_collecting():
         return False
-    put_aside(work)
+    put_aside(work, thread)
     return True
 
 

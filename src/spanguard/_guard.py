@@ -297,7 +297,7 @@ class GuardedClient(_ClientProxy):
         self._self_blocks.pop()
         if self._self_blocks:  # another thread's, or one around this one
             return
-        if is_put_aside(lambda: self._self_close_left(exc)):
+        if is_put_aside(lambda: self._self_close_left(exc), self._self_home.last_thread()):
             return
         findings: list[SpanguardError] = []
         with contained("closing what a block left open"):

@@ -7,6 +7,7 @@ it, and any guarded client ends it.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -88,6 +89,12 @@ class Home:
         for held in list(self.open.values()):
             if held.opened.entry is None and not held.opened.is_open:
                 held.let_go()
+
+    def last_thread(self) -> threading.Thread | None:
+        """Return the thread that opened what is open and was opened last."""
+        last = next(reversed(self.open.copy().values()), None)
+        entry = last.opened.entry if last is not None else None
+        return entry.strand.thread if entry is not None else None
 
 
 # What start_trace opened, by the identity of the id it gave out. Spans that joined a trace share

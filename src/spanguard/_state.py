@@ -290,7 +290,7 @@ class TraceStateManager:
         raised: BaseException | None = None,
     ) -> list[SpanguardError]:
         """Close a frame that is off the stack, and what stands above it first."""
-        if is_put_aside(lambda: self._pop(frame, popped, last, raised)):
+        if is_put_aside(lambda: self._pop(frame, popped, last, raised), frame.pusher.thread):
             return []
         findings: list[SpanguardError] = []
         if raised is not None and not is_a(raised, BaseException):
@@ -380,7 +380,9 @@ class TraceStateManager:
     def _unwind(self, raised: BaseException | None, *, is_error: bool = True) -> _Unwound:
         """Close all that is pushed, last push first; return what was open, and what was found."""
         unwound = _Unwound([], [], [])
-        if is_put_aside(lambda: self._unwind(raised, is_error=is_error)):
+        last = next(reversed(self._pushed.copy()), None)
+        thread = last.pusher.thread if last is not None else None
+        if is_put_aside(lambda: self._unwind(raised, is_error=is_error), thread):
             return unwound
         while True:
             with self._lock:

@@ -12,6 +12,7 @@ from types import TracebackType
 
 from spanguard import _exit, _registry
 from spanguard._config import LONGEST_WAIT
+from spanguard._dropped import put_aside
 from spanguard._findings import contained, logger, warn_once
 from spanguard._given import number_of
 from spanguard._payload import clean_text, safe_repr
@@ -140,6 +141,16 @@ class WatchSetting(Setting):
         with _lock:
             _blocks[:] = [block for block in _blocks if block not in left]
             _start_or_stop()
+
+    def __del__(self) -> None:
+        super().__del__()
+        if self._blocks:  # dropped: whoever opens a span next looks at what is in force
+            put_aside(_look_again)
+
+
+def _look_again() -> None:
+    with _lock:
+        _start_or_stop()
 
 
 class _Limit:
