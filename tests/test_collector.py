@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+from collections import OrderedDict
+from typing import Any
 
 import mlflow
 import pytest
 
+from spanguard import _collector
+from spanguard._collector import is_collecting
 from tests.store import Store
 
 # How many spans each of three threads abandons. The acceptance run of issue 9 asked for 3,000.
@@ -189,6 +194,7 @@ def test_spans_abandoned_in_cycles_in_three_threads(
         **os.environ,
         "MLFLOW_TRACKING_URI": store.uri,
         "MLFLOW_ASYNC_TRACE_LOGGING_MAX_WORKERS": "1",
+        "MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE": "1000000",
     }
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", SCRIPT, shape, str(threshold), str(COUNT)],
@@ -204,3 +210,42 @@ def test_spans_abandoned_in_cycles_in_three_threads(
     client = mlflow.MlflowClient()
     assert all(client.get_trace(trace.info.trace_id) for trace in traces[:5])
     assert {span.end_time_ns is None for trace in traces for span in trace.data.spans} == {False}
+
+
+def test_a_collection_in_the_middle_of_the_question_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Phases(OrderedDict[str, None]):
+        """One collection runs between the two steps of asking which phase is last."""
+
+        collections = 1
+
+        def __reversed__(self) -> Any:
+            steps = super().__reversed__()
+            if self.collections:
+                self.collections = 0
+                for phase in ("start", "stop"):
+                    self.move_to_end(phase)
+            return steps
+
+    monkeypatch.setattr(_collector, "_phases", Phases(start=None, stop=None))
+    assert not is_collecting()
+
+
+def test_a_finalizer_is_told_that_the_collector_has_called_it() -> None:
+    told: list[bool] = []
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            told.append(is_collecting())
+
+    Cycle()
+    gc.collect()
+    alone = Cycle()
+    alone.me = None  # type: ignore[assignment]
+    del alone
+    assert told == [True, False]
+    assert not is_collecting()
