@@ -170,7 +170,11 @@ class OpenedSpan:
         entry = self.entry
         # Where the collector closes a generator, or calls a finalizer, in the middle of a write:
         # closing here and now could wait for what this very thread holds.
-        if self._is_in_the_way(raised):
+        if (
+            is_collecting()
+            or (entry is not None and _mlflow.is_being_written(entry.otel))
+            or (raised is not None and isinstance(raised, GeneratorExit) and is_inside_tracing())
+        ):
             at = end_time_ns or time.time_ns()
             thread = entry.strand.thread if entry is not None else None
             put_aside(lambda: self.close(raised, by=by, outcome=outcome, end_time_ns=at), thread)
@@ -188,11 +192,6 @@ class OpenedSpan:
             forget_held_back()
             self._close_interrupted(raised or interrupt, by, end_time_ns)
             raise
-
-    def _is_in_the_way(self, raised: BaseException | None) -> bool:
-        if is_collecting() or (isinstance(raised, GeneratorExit) and is_inside_tracing()):
-            return True
-        return self.entry is not None and _mlflow.is_being_written(self.entry.otel)
 
     def _close(
         self,
