@@ -25,7 +25,7 @@ from mlflow.tracing.export import async_export_queue
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 
 import spanguard
-from spanguard import _config, _findings, _settings
+from spanguard._base import config, findings, settings
 from tests.store import Store
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -76,16 +76,16 @@ def store(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     # set_experiment() of an earlier test, for which MLflow has no public way back.
     monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
-    _findings.forget_sites()
-    _findings.reraise_internal = True
+    findings.forget_sites()
+    findings.reraise_internal = True
     yield Store(path)
-    _findings.reraise_internal = False
+    findings.reraise_internal = False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         spanguard.close_open_spans()
-    _config._process_setting = None
+    config._process_setting = None
     assert mlflow.get_current_active_span() is None, "the test left a span active"
-    here = _settings.context_settings.get()
+    here = settings.context_settings.get()
     assert all(block.is_dropped for block in here), "the test left a setting in force"
     reset_tracing()
 

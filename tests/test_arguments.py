@@ -22,7 +22,7 @@ from spanguard import (
     traced,
     traced_span,
 )
-from spanguard._given import number_of
+from spanguard._base.values import number_of
 from tests.hostile import HOSTILE, refusing
 from tests.store import Store
 

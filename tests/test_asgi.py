@@ -28,7 +28,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 
 import spanguard
-from spanguard import _findings, _mlflow, current_span, traced_span
+from spanguard import _mlflow, current_span, traced_span
+from spanguard._base import findings
 from spanguard.asgi import MAX_BODY_BYTES, TraceMiddleware, _Exchange
 from spanguard.exceptions import InvalidSpanArgumentWarning, OrphanedSpanWarning
 from tests.store import Store, outcome, own_attributes, status
@@ -230,7 +231,7 @@ def test_another_router_gives_names_by_a_function(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that gives none, or fails, leaves the usual one."""
-    monkeypatch.setattr(_findings, "reraise_internal", False)
+    monkeypatch.setattr(findings, "reraise_internal", False)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         scope["template"] = "/things/<id>"
@@ -562,7 +563,7 @@ def test_tracing_that_is_off_changes_nothing_of_a_request(store: Store) -> None:
 def test_a_message_that_is_not_by_the_protocol_is_the_servers_affair(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_findings, "reraise_internal", False)
+    monkeypatch.setattr(findings, "reraise_internal", False)
     for message in (
         {"type": "http.response.start"},
         {"type": "http.response.start", "status": "ok"},
@@ -584,7 +585,7 @@ def test_a_message_that_is_not_by_the_protocol_is_the_servers_affair(
 def test_a_scope_that_is_not_by_the_protocol_is_the_applications_affair(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_findings, "reraise_internal", False)
+    monkeypatch.setattr(findings, "reraise_internal", False)
     called: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -608,7 +609,7 @@ def test_a_scope_that_is_not_by_the_protocol_is_the_applications_affair(
 def test_a_store_of_an_unknown_kind_breaks_no_request(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_findings, "reraise_internal", False)
+    monkeypatch.setattr(findings, "reraise_internal", False)
     mlflow.set_tracking_uri("nonsense://nowhere")
     try:
         for _ in range(3):

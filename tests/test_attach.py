@@ -16,7 +16,8 @@ import mlflow
 import pytest
 
 import spanguard
-from spanguard import TraceContext, _carry, _mlflow, carry, current_span, traced_span
+from spanguard import TraceContext, _mlflow, carry, current_span, traced_span
+from spanguard._propagation import carry as _carry
 from tests.store import Store, await_true
 
 REMOTE_ID = "0af7651916cd43dd8448eb211c80319c"

@@ -17,7 +17,7 @@ from mlflow.entities import Trace
 
 import spanguard
 from spanguard import TraceContext, TraceStateManager, capture, carry, current_span, traced_span
-from spanguard._config import is_strict
+from spanguard._base.config import is_strict
 from spanguard.exceptions import InvalidSpanArgumentWarning, OrphanedSpanWarning
 from tests.store import Store, status
 

@@ -35,16 +35,16 @@ import spanguard
 from spanguard import (
     CustomTraceManager,
     TraceStateManager,
-    _custom,
-    _findings,
     _mlflow,
-    _store,
-    _trace_ids,
     current_span,
     trace_id_for,
     traced_span,
 )
-from spanguard._context import StandIn
+from spanguard._api import business_ids
+from spanguard._base import findings
+from spanguard._lifecycle import chosen_ids
+from spanguard._mlflow import store as _store
+from spanguard._process.ambient import StandIn
 from spanguard.exceptions import DuplicateTraceIdWarning, UnknownSpanWarning
 from tests.store import Store, await_true, outcome, own_attributes, status
 
@@ -192,7 +192,7 @@ def test_an_id_on_its_way_to_the_store_is_in_use(
     store: Store, monkeypatch: pytest.MonkeyPatch, lock: str
 ) -> None:
     """MLflow has forgotten the trace; the store does not answer, or says that it has none."""
-    monkeypatch.setattr(_trace_ids, "ARRIVAL_SECONDS", 0.1)
+    monkeypatch.setattr(chosen_ids, "ARRIVAL_SECONDS", 0.1)
     monkeypatch.setattr(_store, "ASK_SECONDS", 0.2 if lock == "exclusive" else 60.0)
     first = traced_span("first", otel_trace_id=WANTED)
     first.__enter__()
@@ -320,7 +320,7 @@ def test_a_store_that_does_not_answer_is_not_waited_for(
 def test_a_look_up_that_fails_is_contained(
     store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _findings.reraise_internal = False
+    findings.reraise_internal = False
 
     def fail(self: Any) -> Any:
         raise OSError("secret payload")
@@ -365,7 +365,7 @@ def test_a_context_copied_during_a_start_keeps_no_chosen_id(store: Store) -> Non
             copies.append(contextvars.copy_context())
             raise OSError
 
-    _findings.reraise_internal = False
+    findings.reraise_internal = False
     with traced_span("fails", client=Copying(), otel_trace_id=WANTED):
         pass
     late = copies[0].run(mlflow.start_span_no_context, "late")
@@ -1006,7 +1006,7 @@ def test_an_id_that_is_used_again_and_again(store: Store) -> None:
 def test_a_suffix_that_is_in_use_as_well_merges_nothing(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_custom, "_random_digits", lambda: "00000000")
+    monkeypatch.setattr(business_ids, "_random_digits", lambda: "00000000")
     manager = CustomTraceManager()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DuplicateTraceIdWarning)
@@ -1071,7 +1071,7 @@ def test_a_trace_that_another_tool_tagged_is_found(store: Store) -> None:
 def test_a_store_that_fails_finds_nothing_and_says_so(
     store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _findings.reraise_internal = False
+    findings.reraise_internal = False
     (store.path.parent / "broken.db").write_text("this is no database")
     mlflow.set_tracking_uri(f"sqlite:///{store.path.parent / 'broken.db'}")
     try:

@@ -15,7 +15,8 @@ import pytest
 from mlflow import MlflowClient
 
 import spanguard
-from spanguard import _findings, traced_span
+from spanguard import traced_span
+from spanguard._base import findings
 from spanguard.exceptions import TraceLostWarning
 from tests import servers
 from tests.processes import run_script
@@ -57,7 +58,7 @@ def refusing(store: Store, what: str = "trace_info", when: str = "1") -> Iterato
 
 def flush(seconds: float = 60.0) -> tuple[bool, list[str]]:
     """Flush; return the answer and the warnings, also of a line that has warned before."""
-    _findings.forget_sites()
+    findings.forget_sites()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         answer = spanguard.flush(seconds)

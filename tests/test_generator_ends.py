@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import spanguard
-from spanguard import _outliving, carry, current_span, traced, traced_span
+from spanguard import carry, current_span, traced, traced_span
+from spanguard._process import outliving
 from tests.store import Store, outcome, own_attributes
 from tests.test_generators import WRAPS
 
@@ -150,7 +151,7 @@ def test_a_suspended_generator_is_not_over_with_the_task_that_pulled_it(store: S
         with traced_span("root"):
             held.append(traced(ticks)())
             await asyncio.create_task(anext_of(held[0]))
-        for waiting in list(_outliving._waiting.values()):
+        for waiting in list(outliving._waiting.values()):
             waiting.close_what_is_over(time.monotonic())
         assert await asyncio.create_task(anext_of(held[0])) == 1
 

@@ -24,16 +24,10 @@ from mlflow.entities import LiveSpan, NoOpSpan, SpanEvent, SpanStatus, SpanStatu
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 
 import spanguard
-from spanguard import (
-    TraceStateManager,
-    _destination,
-    _findings,
-    _mlflow,
-    current_span,
-    guard,
-    traced_span,
-)
-from spanguard._held import _ended, _started
+from spanguard import TraceStateManager, _mlflow, current_span, guard, traced_span
+from spanguard._api import destination
+from spanguard._api.held import _ended, _started
+from spanguard._base import findings
 from spanguard.exceptions import (
     InvalidParentWarning,
     InvalidSpanArgumentWarning,
@@ -1153,7 +1147,7 @@ def test_a_client_whose_end_fails_loses_no_trace(
 
         end_trace = end_span
 
-    _findings.reraise_internal = False
+    findings.reraise_internal = False
     client = guard(Failing())
     root = client.start_trace("root")
     child = client.start_span("child", root.trace_id, root.span_id)
@@ -1171,7 +1165,7 @@ def test_a_client_whose_start_fails_leaves_the_code_running(store: Store, failin
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise OSError
 
-    _findings.reraise_internal = False
+    findings.reraise_internal = False
     client = guard(type("Failing", (MlflowClient,), {failing: fail})(), strict=True)
     root = client.start_trace("root")
     child = client.start_span("child", root.trace_id, root.span_id)
@@ -1320,7 +1314,7 @@ def test_a_wrapper_around_a_guarded_client(store: Store) -> None:
 
 
 def test_a_guards_strict_error_passes_through_a_block(store: Store) -> None:
-    _findings.reraise_internal = False  # as outside of tests: nothing failed
+    findings.reraise_internal = False  # as outside of tests: nothing failed
     client = guard(MlflowClient(tracking_uri=ELSEWHERE), strict=True)
     with pytest.raises(spanguard.InvalidSpanArgumentError, match="global tracking URI"):
         with traced_span("root", client=client):
@@ -1329,7 +1323,7 @@ def test_a_guards_strict_error_passes_through_a_block(store: Store) -> None:
 
 
 def test_a_guards_warning_made_an_error_passes_through_a_block(store: Store) -> None:
-    _findings.reraise_internal = False  # as outside of tests: nothing failed
+    findings.reraise_internal = False  # as outside of tests: nothing failed
     client = guard(MlflowClient(tracking_uri=ELSEWHERE))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -1439,7 +1433,7 @@ def test_a_broken_store_does_not_show_where_the_client_is_made(tmp_path: Path) -
     broken = tmp_path / "broken.db"
     broken.write_bytes(b"this is no database" * 100)
     mlflow.set_tracking_uri(f"sqlite:///{broken}")
-    _findings.reraise_internal = False
+    findings.reraise_internal = False
     ran = []
     with guard() as client:
         assert isinstance(client, MlflowClient)
@@ -1562,21 +1556,21 @@ def test_the_same_store_written_differently_is_no_alarm(
     ],
 )
 def test_which_uris_are_the_same_store(one: str, other: str, same: bool) -> None:
-    assert _destination.is_same_store(one, other) is same
-    assert _destination.is_same_store(other, one) is same
+    assert destination.is_same_store(one, other) is same
+    assert destination.is_same_store(other, one) is same
 
 
 def test_paths_are_the_same_store_in_every_form(tmp_path: Path) -> None:
     path = tmp_path / "with space"
-    assert _destination.is_same_store(path.as_uri(), str(path))
-    assert _destination.is_same_store(f"sqlite:///{path}", f"sqlite:///{path.parent}/./with space")
+    assert destination.is_same_store(path.as_uri(), str(path))
+    assert destination.is_same_store(f"sqlite:///{path}", f"sqlite:///{path.parent}/./with space")
 
 
 def test_no_password_gets_into_the_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     class Client:
         tracking_uri = "https://ada:hunter2@host:5000/x?token=hunter2"
 
-    finding = _destination.elsewhere(Client(), "span")
+    finding = destination.elsewhere(Client(), "span")
     assert finding is not None
     assert "https://host:5000/x" in str(finding)
     assert "hunter2" not in str(finding)

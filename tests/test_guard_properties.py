@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spanguard import guard, traced_span
-from spanguard._held import _started
+from spanguard._api.held import _started
 from tests.programs import (
     assert_nothing_is_left,
     assert_whole,

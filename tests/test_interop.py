@@ -324,9 +324,10 @@ def test_sampled_out(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tracing_broken(
     store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from spanguard import _findings, _mlflow
+    from spanguard import _mlflow
+    from spanguard._base import findings
 
-    _findings.reraise_internal = False
+    findings.reraise_internal = False
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("broken")

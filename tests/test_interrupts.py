@@ -15,8 +15,6 @@ import pytest
 import spanguard
 from spanguard import (
     TraceStateManager,
-    _registry,
-    _settings,
     carry,
     current_span,
     guard,
@@ -24,6 +22,8 @@ from spanguard import (
     traced,
     traced_span,
 )
+from spanguard._base import settings
+from spanguard._process import registry
 from tests.interrupts import (
     Line,
     Place,
@@ -234,16 +234,16 @@ def interrupt(
         gc.collect()  # a batch keeps the interrupt that it raises, and with it all its frames
     if is_setting_in_force():
         wrong.append(f"{where}: a setting is still in force")
-        _settings.context_settings.set(())
-    if _registry._open:
-        kept = [entry.label for entry in _registry._open.values()]
+        settings.context_settings.set(())
+    if registry._open:
+        kept = [entry.label for entry in registry._open.values()]
         wrong.append(f"{where}: kept for ever: {kept}")
-        _registry._open.clear()
+        registry._open.clear()
     return wrong
 
 
 def is_setting_in_force() -> bool:
-    return not all(block.is_dropped for block in _settings.context_settings.get())
+    return not all(block.is_dropped for block in settings.context_settings.get())
 
 
 def leave_context() -> None:

@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 from sqlalchemy.exc import OperationalError
 
 import spanguard
-from spanguard import _findings
+from spanguard._base import findings
 from tests.store import Store
 
 PROGRAM = """
@@ -103,7 +103,7 @@ def test_a_flush_that_fails_says_what_mlflow_says(
 ) -> None:
     """What makes a flush fail is said in the log."""
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "true")
-    monkeypatch.setattr(_findings, "reraise_internal", False)
+    monkeypatch.setattr(findings, "reraise_internal", False)
     with spanguard.traced_span("root"):
         pass
     provider.provider.get().add_span_processor(Refusing())
@@ -118,11 +118,11 @@ def test_the_values_of_a_query_are_not_logged(
     store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a database refuses is said without the statement and what it was given."""
-    monkeypatch.setattr(_findings, "reraise_internal", False)
+    monkeypatch.setattr(findings, "reraise_internal", False)
     refused = OperationalError("INSERT INTO t", {"inputs": "a payload"}, Exception("disk is full"))
     wrapped = mlflow.MlflowException(f"could not: {refused}")
-    _findings.internal_error("looking", refused, quoted=True)
-    _findings.internal_error("looking", wrapped, quoted=True)
+    findings.internal_error("looking", refused, quoted=True)
+    findings.internal_error("looking", wrapped, quoted=True)
     assert len(caplog.messages) == 2
     for line in caplog.messages:
         assert "disk is full" in line
@@ -138,8 +138,8 @@ def test_the_message_of_another_exception_is_not_logged(
     error: Exception, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only what MLflow and its database layer say is quoted."""
-    monkeypatch.setattr(_findings, "reraise_internal", False)
-    _findings.internal_error("looking", error, quoted=True)
+    monkeypatch.setattr(findings, "reraise_internal", False)
+    findings.internal_error("looking", error, quoted=True)
     assert type(error).__qualname__ in caplog.text
     assert "payload" not in caplog.text
 
@@ -148,10 +148,10 @@ def test_a_long_message_is_cut_in_the_middle(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a long message both ends are said."""
-    monkeypatch.setattr(_findings, "reraise_internal", False)
+    monkeypatch.setattr(findings, "reraise_internal", False)
     caplog.set_level(logging.WARNING)
     error = mlflow.MlflowException("first \ud800\n" + "x" * 100_000 + " last")
-    _findings.internal_error("looking", error, quoted=True)
+    findings.internal_error("looking", error, quoted=True)
     assert re.search(r"first \\ud800 x+ … x+ last", caplog.text)
     assert len(caplog.messages[0]) < 1_200
     assert spanguard.flush(30)

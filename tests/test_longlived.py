@@ -27,7 +27,7 @@ from mlflow.tracing.trace_manager import InMemoryTraceManager
 
 import spanguard
 from spanguard import TraceContext, TraceStateManager, _mlflow, traced_span
-from spanguard._buffer import ROOM, KeepingBuffer
+from spanguard._mlflow.buffer import ROOM, KeepingBuffer
 from spanguard.exceptions import SpanOpenTooLongWarning, TraceLostWarning
 from tests.store import Store, await_true
 

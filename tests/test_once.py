@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from spanguard import _findings, strict, traced_span
+from spanguard import strict, traced_span
+from spanguard._base import findings
 from spanguard.exceptions import OrphanedSpanWarning, SpanguardWarning
 from spanguard.testing import forget_warnings, record_spans
 from tests.store import Store
@@ -191,10 +192,10 @@ def test_a_process_is_not_flooded(store: Store, tmp_path: Path) -> None:
 
 def test_a_recording_remembers_what_was_told_before(store: Store) -> None:
     """After a recording what had been told before it stays told."""
-    before = _findings._told
+    before = findings._told
     with record_spans():
-        assert _findings._told is not before
-    assert _findings._told is before
+        assert findings._told is not before
+    assert findings._told is before
 
 
 def test_warnings_of_other_threads_are_recorded_once(store: Store) -> None:

@@ -129,13 +129,14 @@ def test_a_leak_that_fluent_code_opened_before_us_is_found_at_the_root(store: St
     mlflow.tracing.reset()
     with pytest.warns(spanguard.OrphanedSpanWarning):
         with traced_span("root") as root:
-            from spanguard import _mlflow, _registry
+            from spanguard import _mlflow
+            from spanguard._process import registry
 
             provider = _mlflow._provider_module.provider.get()
             active = provider._active_span_processor
             known, active._span_processors = (
                 active._span_processors,
-                tuple(p for p in active._span_processors if p is not _registry._watcher),
+                tuple(p for p in active._span_processors if p is not registry._watcher),
             )
             mlflow.MlflowClient().start_span("unheard", root.trace_id, root.span_id)
             active._span_processors = known

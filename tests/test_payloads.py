@@ -22,7 +22,7 @@ import pytest
 
 import spanguard
 from spanguard import traced_span
-from spanguard._payload import clean
+from spanguard._record.payload import clean
 from tests.store import Store, own_attributes, status
 
 
@@ -417,7 +417,7 @@ def test_caps_are_restored_after_a_block() -> None:
     before = spanguard.Limits()
     with spanguard.limits(value_chars=5) as caps:
         assert caps.value_chars == 5
-    from spanguard._config import current_limits
+    from spanguard._base.config import current_limits
 
     assert current_limits() == before
 
@@ -437,9 +437,9 @@ def test_a_long_name_is_cut(store: Store) -> None:
 
 
 def test_no_payload_gets_into_a_log_line(store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    from spanguard import _findings
+    from spanguard._base import findings
 
-    _findings.reraise_internal = False
+    findings.reraise_internal = False
 
     class Client(mlflow.MlflowClient):
         def end_trace(self, **kwargs: Any) -> None:  # type: ignore[override]

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 import spanguard
-from spanguard import Limits, _config, _watchdog, limits, strict, traced, watch
-from spanguard._config import current_limits, is_strict
+from spanguard import Limits, limits, strict, traced, watch
+from spanguard._base import config as _config
+from spanguard._base.config import current_limits, is_strict
+from spanguard._process import watchdog
 from tests.store import await_true
 
 
@@ -312,7 +314,7 @@ MAKERS: list[Callable[[], Any]] = [
 
 
 def watchdog_limit() -> float | None:
-    running = _watchdog._watchdog
+    running = watchdog._watchdog
     return running.seconds if running is not None else None
 
 
@@ -438,7 +440,7 @@ def test_what_a_dropped_block_had_set_is_in_force_no_longer() -> None:
     assert here() == CHANGED
     del attachment, caps, setting, strictness, watching
     assert here() == DEFAULT
-    assert _watchdog._limit_in_force() is None
+    assert watchdog._limit_in_force() is None
 
 
 def test_what_a_block_has_set_is_in_force_in_its_tasks_to_their_end() -> None:

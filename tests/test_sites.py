@@ -19,7 +19,7 @@ import pytest
 
 import spanguard
 from spanguard import TraceStateManager, carry, trace_batch, traced, traced_span
-from spanguard._site import user_site
+from spanguard._base.site import user_site
 from spanguard.exceptions import OrphanedSpanWarning, SpanOpenTooLongWarning
 from tests.store import Store, await_true
 

@@ -489,7 +489,7 @@ def test_a_given_client_is_used(store: Store) -> None:
 
 @BOTH_SCOPES
 def test_nothing_outlives_its_span(scope: Any) -> None:
-    from spanguard import _registry
+    from spanguard._process import registry
 
     manager = TraceStateManager(scope=scope)
     spans = weakref.WeakSet[Any]()
@@ -503,7 +503,7 @@ def test_nothing_outlives_its_span(scope: Any) -> None:
     assert spanguard.flush(30)
     gc.collect()
     assert len(manager._pushed) == 0
-    assert len(_registry._open) == 0
+    assert len(registry._open) == 0
     assert len(spans) <= 1, "the last one may still be in a local of MLflow's exporter"
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import spanguard
 from spanguard import strict, traced_span
-from spanguard._config import is_strict
+from spanguard._base.config import is_strict
 from tests.store import Store, outcome
 
 

@@ -716,10 +716,11 @@ def test_as_a_decorator_of_a_unittest() -> None:
 
 
 def test_nothing_listens_any_more_afterwards() -> None:
-    from spanguard import _findings, _registry
+    from spanguard._base import findings
+    from spanguard._process import registry
 
     with record_spans(), no_open_spans():
-        assert _registry.heard
-        assert _findings.unraised
-    assert _registry.heard == []
-    assert _findings.unraised == []
+        assert registry.heard
+        assert findings.unraised
+    assert registry.heard == []
+    assert findings.unraised == []

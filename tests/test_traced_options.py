@@ -14,8 +14,8 @@ from mlflow.entities.trace_location import MlflowExperimentLocation
 
 import spanguard
 from spanguard import TraceStateManager, current_span, traced, traced_span
-from spanguard._arguments import SpanArguments
-from spanguard._request import SpanRequest
+from spanguard._lifecycle.arguments import SpanArguments
+from spanguard._lifecycle.request import SpanRequest
 from tests.store import Store
 
 

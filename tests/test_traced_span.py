@@ -239,13 +239,13 @@ def test_a_client_that_is_a_double_is_called_and_its_span_is_yielded() -> None:
 
 
 def test_a_client_that_fails_leaves_the_code_running(caplog: pytest.LogCaptureFixture) -> None:
-    from spanguard import _findings
+    from spanguard._base import findings
 
     class Failing:
         def start_trace(self, **kwargs: Any) -> Any:
             raise OSError("secret payload")
 
-    _findings.reraise_internal = False
+    findings.reraise_internal = False
     ran = []
     for _ in range(3):
         with traced_span("x", client=Failing()) as span:

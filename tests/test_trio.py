@@ -23,7 +23,7 @@ from spanguard import (
     traced,
     traced_span,
 )
-from spanguard._context import Strand
+from spanguard._process.ambient import Strand
 from tests.store import Store, outcome, status
 from tests.test_attach import from_another_process, needs_batches, stored_names
 from tests.test_generators import PROGRAMS, alike, async_call, async_echo, checked_async

@@ -4,9 +4,12 @@
 first steps; each name here has its own documentation.
 """
 
-from spanguard._batch import BatchResult, ItemOutcome, trace_batch
-from spanguard._carry import TraceContext, capture, carry
-from spanguard._config import (
+from spanguard._api.batch import BatchResult, ItemOutcome, trace_batch
+from spanguard._api.business_ids import CustomTraceManager, trace_id_for
+from spanguard._api.guard import guard
+from spanguard._api.manager import TraceStateManager
+from spanguard._api.traced import traced
+from spanguard._base.config import (
     MAX_ATTRIBUTES,
     MAX_MESSAGE_CHARS,
     MAX_VALUE_CHARS,
@@ -14,15 +17,12 @@ from spanguard._config import (
     limits,
     strict,
 )
-from spanguard._custom import CustomTraceManager, trace_id_for
-from spanguard._decorator import traced
-from spanguard._exit import close_open_spans, flush, open_spans
-from spanguard._guard import guard
-from spanguard._registry import OpenSpan
-from spanguard._signals import install_signal_handlers
-from spanguard._span import current_span, traced_span
-from spanguard._state import TraceStateManager
-from spanguard._watchdog import watch
+from spanguard._lifecycle.opening import current_span, traced_span
+from spanguard._process.exit import close_open_spans, flush, open_spans
+from spanguard._process.registry import OpenSpan
+from spanguard._process.signals import install_signal_handlers
+from spanguard._process.watchdog import watch
+from spanguard._propagation.carry import TraceContext, capture, carry
 from spanguard.exceptions import (
     DuplicateTraceIdError,
     EmptyTraceStackError,

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from spanguard._registry import OpenSpan
-    from spanguard._site import Site
+    from spanguard._base.site import Site
+    from spanguard._process.registry import OpenSpan
 
 __all__ = [
     "DuplicateTraceIdError",
@@ -40,7 +40,7 @@ class SpanguardWarning(UserWarning):
     A record of warnings (`warnings.catch_warnings(record=True)`, `pytest.warns`) starts afresh.
     """
 
-    _told: object = None  # set by _findings.py: of what it is the one warning
+    _told: object = None  # set by _base/findings.py: of what it is the one warning
 
 
 class OrphanedSpanWarning(SpanguardWarning):

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from _spanguard_pytest_plugin import MARKER
-from spanguard._config import STRICT_VARIABLE
+from spanguard._base.config import STRICT_VARIABLE
 from spanguard.testing import LeakCheck, Leaks
 
 __all__ = ["StrictRun"]

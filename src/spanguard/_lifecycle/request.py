@@ -1,0 +1,346 @@
+"""What was asked for: the arguments of a new span, read, mended, and what was wrong with them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+from spanguard import _mlflow
+from spanguard._base.site import CalledFunction
+from spanguard._base.values import (
+    attribute_of,
+    is_a,
+    items_of,
+    kind_name,
+    number_of,
+    text_of,
+    truth_of,
+)
+from spanguard._record.payload import clean_labels, clean_text, shortened, whole_text
+from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError
+
+__all__ = ["SpanRequest", "no_client", "read_time"]
+
+MAX_SPAN_NAME_CHARS = 4_000
+# A longer session id costs the whole trace on newer versions of MLflow (test_custom.py).
+MAX_SESSION_CHARS = 250
+
+_UNKNOWN = "UNKNOWN"
+_AS_MLFLOW = ("name", "span_type", "attributes")
+_AS_RECIPE = ("client", "name", "trace_id", "parent_id")
+_COLLECTIONS = (tuple, list, set, frozenset)
+_MOST = 1_000  # exception classes
+_EITHER = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+_OTEL_TRACE_ID = re.compile("[0-9a-fA-F]{32}")
+
+
+class SpanRequest:
+    """What was asked for: the arguments of `traced_span`, in either form, read and mended."""
+
+    __slots__ = (
+        "attributes",
+        "client",
+        "description",
+        "expected",
+        "experiment_id",
+        "findings",
+        "for_trace",
+        "function",
+        "inputs",
+        "is_reserved",
+        "links",
+        "log_level",
+        "lost_trace_id",
+        "metadata",
+        "name",
+        "new_trace",
+        "otel_trace_id",
+        "parent_id",
+        "run_id",
+        "sampling_ratio",
+        "session_id",
+        "span_type",
+        "start_time_ns",
+        "strict",
+        "tags",
+        "trace_id",
+        "user",
+    )
+
+    def __init__(
+        self,
+        args: tuple[Any, ...],
+        /,
+        *,
+        name: Any = ...,
+        trace_id: Any = None,
+        request_id: Any = None,
+        parent_id: Any = None,
+        client: Any = None,
+        span_type: Any = _UNKNOWN,
+        inputs: Any = None,
+        attributes: Any = None,
+        tags: Any = None,
+        metadata: Any = None,
+        experiment_id: Any = None,
+        run_id: Any = None,
+        session_id: Any = None,
+        user: Any = None,
+        links: Any = None,
+        start_time_ns: Any = None,
+        otel_trace_id: Any = None,
+        new_trace: Any = False,
+        expected: Any = (),
+        strict: Any = None,
+        description: Any = None,
+        log_level: Any = None,
+        trace_destination: Any = None,
+        sampling_ratio_override: Any = None,
+        **unknown: Any,
+    ) -> None:
+        self.findings: list[SpanguardError] = []
+        if len(args) == 1 and name is ...:
+            name = args[0]
+        elif args:
+            placed = self._placed(args, name)
+            name = self._one_of("name", placed, name, ...)
+            client = self._one_of("client", placed, client, None)
+            trace_id = self._one_of("trace_id", placed, trace_id, None)
+            parent_id = self._one_of("parent_id", placed, parent_id, None)
+            span_type = self._one_of("span_type", placed, span_type, _UNKNOWN)
+            attributes = self._one_of("attributes", placed, attributes, None)
+        self.name = self._name(name)
+        self.client = client
+        self.trace_id = self._id("trace_id", request_id if trace_id is None else trace_id)
+        self.parent_id = self._id("parent_id", parent_id)
+        self.span_type = span_type if span_type is _UNKNOWN else self._type(span_type)
+        self.inputs = inputs
+        self.attributes = attributes
+        self.tags = tags
+        self.metadata = metadata
+        self.experiment_id = experiment_id
+        self.run_id = run_id
+        self.session_id = session_id
+        self.user = user
+        self.for_trace = not (
+            tags is None
+            and metadata is None
+            and experiment_id is None
+            and run_id is None
+            and session_id is None
+            and user is None
+        )
+        self.links = links
+        self.start_time_ns = None if start_time_ns is None else self._start_time(start_time_ns)
+        self.otel_trace_id = None if otel_trace_id is None else self._otel_id(otel_trace_id)
+        self.function: CalledFunction | None = None  # whose call the span is, if it is one's
+        # Set by _lifecycle/chosen_ids.py:
+        self.is_reserved = False  # the chosen trace id
+        self.lost_trace_id: str | None = None  # the chosen one, if it was not to be had
+        self.new_trace = (
+            new_trace if new_trace is False else bool(self._flag("new_trace", new_trace))
+        )
+        self.expected = self._expected(expected)
+        self.strict = strict if strict is None else self._flag("strict", strict)
+        self.description = description
+        self.log_level = None if log_level is None else self._log_level(log_level)
+        self.sampling_ratio = (
+            None if sampling_ratio_override is None else self._ratio(sampling_ratio_override)
+        )
+        if trace_destination is not None and self.experiment_id is None:
+            self._go_to(trace_destination)
+        for key in unknown:
+            self._found(f"There is no argument {key!r}; it was ignored. Check its spelling.")
+
+    @classmethod
+    def signature(cls) -> inspect.Signature:
+        """Return the signature of what takes the arguments of a request, a name first."""
+        taken = inspect.signature(cls.__init__).parameters.values()
+        named = [p.replace(annotation=p.empty) for p in taken if p.kind is p.KEYWORD_ONLY]
+        in_place = [p.replace(kind=_EITHER) for p in named if p.name in _AS_MLFLOW]
+        in_place.sort(key=lambda p: _AS_MLFLOW.index(p.name))
+        in_place[0] = in_place[0].replace(default=inspect.Parameter.empty)
+        return inspect.Signature([*in_place, *(p for p in named if p.name not in _AS_MLFLOW)])
+
+    def _placed(self, args: tuple[Any, ...], name: Any) -> dict[str, Any]:
+        """Read positional arguments: as `mlflow.start_span` takes them, or as the recipe does.
+
+        `(name, span_type, attributes)`, or `(client, name, request_id, parent_id)`.
+        """
+        form: tuple[str, ...] = _AS_MLFLOW if is_a(args[0], str) else _AS_RECIPE
+        if form is _AS_RECIPE and name is not ...:
+            form = tuple(place for place in form if place != "name")
+        if len(args) > len(form):
+            self._found(f"{len(args) - len(form)} positional arguments too many were ignored.")
+        return dict(zip(form, args, strict=False))
+
+    def _one_of(self, argument: str, placed: dict[str, Any], named: Any, default: Any) -> Any:
+        if argument not in placed:
+            return named
+        if named is default:
+            return placed[argument]
+        self._found(f"{argument} was given twice; what was given by its name was taken.")
+        return named
+
+    def _found(self, text: str) -> None:
+        name = getattr(self, "name", None)
+        self.findings.append(InvalidSpanArgumentError(text, span_name=name))
+
+    def _name(self, name: Any) -> str:
+        if type(name) is str and name:
+            return clean_text(name, MAX_SPAN_NAME_CHARS)
+        text = "" if name is ... else clean_text(name, MAX_SPAN_NAME_CHARS)
+        if text and is_a(name, str):
+            return text
+        text = text or "span"
+        self._found(
+            f"A span needs a name that is a string with at least one character; it is called "
+            f"{text!r}. Pass the name as the first argument."
+        )
+        return text
+
+    def _id(self, argument: str, value: Any) -> str | None:
+        if value is None or type(value) is str:
+            return value
+        text = text_of(value)
+        if text is None:
+            self._found(
+                f"{argument} of span {self.name!r} is a {kind_name(value)}, not a string; it was "
+                "ignored. Pass span.trace_id or span.span_id."
+            )
+        return text
+
+    def _type(self, span_type: Any) -> str:
+        if span_type is None:
+            return _UNKNOWN
+        if not is_a(span_type, str):  # an enumeration's member is one
+            self._found(f"span_type of span {self.name!r} is not a string. Pass one of SpanType.")
+        return clean_text(span_type)
+
+    def _flag(self, argument: str, value: Any) -> bool | None:
+        truth = truth_of(value)
+        if truth is None:
+            self._found(
+                f"{argument} of span {self.name!r} is a {kind_name(value)}, neither true nor "
+                "false; it was ignored. Pass True or False."
+            )
+        return truth
+
+    def _log_level(self, level: Any) -> Any:
+        name = text_of(level)
+        level = level if name is None else name
+        if _mlflow.is_log_level(level):
+            return level
+        self._found(
+            f"log_level of span {self.name!r} is none of MLflow's; it was ignored. Pass one of "
+            "SpanLogLevel, or its name."
+        )
+        return None
+
+    def _ratio(self, ratio: Any) -> float | None:
+        part = number_of(ratio)
+        if part is not None and 0 <= part <= 1:
+            return float(part)
+        self._found(
+            f"sampling_ratio_override of span {self.name!r} is not between 0.0 and 1.0; it was "
+            "ignored. Pass the part of the traces that is to be recorded."
+        )
+        return None
+
+    def _go_to(self, destination: Any) -> None:
+        """Read the experiment of one of MLflow's trace locations."""
+        self.experiment_id = attribute_of(destination, "experiment_id")
+        if self.experiment_id is None:
+            self._found(
+                f"trace_destination of span {self.name!r} names no experiment; it was ignored. "
+                "Pass an MlflowExperimentLocation."
+            )
+        self.for_trace = self.for_trace or self.experiment_id is not None
+
+    def _start_time(self, value: Any) -> int | None:
+        nanoseconds, finding = read_time("start_time_ns", value, self.name)
+        if finding is not None:
+            self.findings.append(finding)
+        return nanoseconds
+
+    def _otel_id(self, value: Any) -> str | None:
+        text = text_of(value)
+        if text is not None and _OTEL_TRACE_ID.fullmatch(text) and int(text, 16):
+            return text.lower()
+        self._found(
+            f"otel_trace_id of span {self.name!r} is not 32 hexadecimal digits; a fresh id was "
+            "taken. Pass f'{trace_id:032x}'."
+        )
+        return None
+
+    def _expected(self, expected: Any) -> tuple[type[BaseException], ...]:
+        if type(expected) is tuple and not expected:
+            return ()
+        given = items_of(expected, _MOST) if is_a(expected, _COLLECTIONS) else [expected]
+        classes: list[Any] = [k for k in given if is_a(k, type)]
+        kinds = tuple(k for k in classes if issubclass(k, BaseException))
+        if len(kinds) != len(given):
+            self._found(
+                f"expected of span {self.name!r} holds something that is no exception class; it "
+                "was ignored. Pass a tuple of exception classes."
+            )
+        return kinds
+
+    # -- what belongs to a trace ---------------------------------------------------------------
+
+    def trace_arguments(self) -> list[str]:
+        """Return the names of the given arguments that mean something on a root only."""
+        given = {
+            "tags": self.tags,
+            "metadata": self.metadata,
+            "experiment_id": self.experiment_id,
+            "run_id": self.run_id,
+            "session_id": self.session_id,
+            "user": self.user,
+        }
+        return [argument for argument, value in given.items() if value is not None]
+
+    def misplaced_under(self, parent: Any) -> list[str]:
+        """Return the names of the given arguments that a child of `parent` cannot honour."""
+        return self.trace_arguments()
+
+    def trace_tags(self) -> dict[str, str]:
+        return clean_labels(self.tags) if self.tags is not None else {}
+
+    def trace_metadata(self) -> dict[str, str]:
+        """Return the trace's metadata, session, user and run among them, by MLflow's names."""
+        metadata = clean_labels(self.metadata) if self.metadata is not None else {}
+        if self.run_id is not None:
+            metadata[_mlflow.RUN_KEY] = clean_text(self.run_id)
+        for key, value in ((_mlflow.SESSION_KEY, self.session_id), (_mlflow.USER_KEY, self.user)):
+            given = metadata.get(key) if value is None else value
+            if given is not None:
+                metadata[key] = shortened(whole_text(given), MAX_SESSION_CHARS)
+        return metadata
+
+
+def no_client(client: Any, name: str) -> InvalidSpanArgumentError:
+    """Make a finding of a client that starts no spans."""
+    return InvalidSpanArgumentError(
+        f"The client of {name!r} is a {kind_name(client)}, which starts no spans; it was ignored. "
+        "Pass an MlflowClient, or nothing.",
+        span_name=name,
+    )
+
+
+def read_time(
+    argument: str, value: Any, span_name: str
+) -> tuple[int | None, InvalidSpanArgumentError | None]:
+    """Read a time in nanoseconds: the time, None for now; and what is wrong with it."""
+    if value is None:
+        return None, None
+    nanoseconds = number_of(value)
+    if nanoseconds is not None and 0 < nanoseconds < 2**63:
+        return int(nanoseconds), None
+    return None, InvalidSpanArgumentError(
+        f"{argument} of span {span_name!r} is not a time in nanoseconds since 1970; now "
+        "was taken. Pass time.time_ns().",
+        span_name=span_name,
+    )

@@ -1,0 +1,324 @@
+"""Write on a span so that nothing can go wrong: sanitised, each write on its own, ERROR sticky.
+
+Shared by the block that opened a span, the proxy its user holds, and whoever closes it instead.
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from spanguard import _mlflow
+from spanguard._base.config import current_limits
+from spanguard._base.findings import contained
+from spanguard._base.values import number_of, text_of
+from spanguard._mlflow import SpanStatus, SpanStatusCode
+from spanguard._record.encounters import Meets, meet
+from spanguard._record.outcome import Outcome, describe, event_attributes
+from spanguard._record.payload import (
+    as_mapping,
+    clean,
+    clean_key,
+    clean_text,
+    is_plain_under,
+    is_simple,
+    known_keys,
+)
+from spanguard.exceptions import InvalidSpanArgumentError
+
+__all__ = ["attribute", "attributes", "end", "exception", "inputs", "orphan", "outputs"]
+
+OUTCOME = "spanguard.outcome"
+OPENED_AT = "spanguard.opened_at"
+ORPHANED_BY = "spanguard.orphaned_by"
+MORE_ATTRIBUTES = "spanguard.more_attributes"
+
+# By an event of this name MLflow's page paints a span red, whatever its status; by no other.
+EXCEPTION = "exception"
+EXPECTED_EXCEPTION = "expected_exception"
+
+_ERROR = _mlflow.OTEL_ERROR
+
+_NOT_THE_USERS = ("mlflow.", "spanguard.")
+
+
+def start(span: Any, span_type: str | None, value: Any, named: dict[str, Any]) -> None:
+    """Write what a span starts with, in one go where it is plain.
+
+    Args:
+        span: the span.
+        span_type: its type, if that is still to be written.
+        value: its inputs, or None.
+        named: its attributes, under keys that `attribute_names` has made.
+    """
+    with contained("recording what a span starts with"):
+        otel = _mlflow.recording_span(span)
+        plain: dict[str, Any] = {} if span_type is None else {_mlflow.SPAN_TYPE_KEY: span_type}
+        if value is not None:
+            if otel is not None and is_simple(value):
+                plain[_mlflow.INPUTS_KEY] = value
+            else:
+                inputs(span, value)
+        caps = current_limits()
+        room = otel is not None and len(named) <= caps.attributes
+        for name, attribute_value in named.items():
+            if room and is_plain_under(attribute_value, caps.value_chars):
+                plain[name] = attribute_value
+            else:
+                _set(span, name, attribute_value)
+        if plain:
+            _mlflow.write_plain(otel, plain)
+
+
+def attribute_names(
+    values: dict[Any, Any],
+) -> tuple[dict[str, Any], list[InvalidSpanArgumentError]]:
+    """Return attributes under clean keys, and a finding for each key that is MLflow's own."""
+    findings: list[InvalidSpanArgumentError] = []
+    named: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key if type(key) is str and key in known_keys else clean_key(key)
+        if name.startswith("mlflow."):
+            if _mlflow.is_reserved(name):
+                findings.append(reserved_key(name))
+                name = f"user.{name}"
+            elif name in _mlflow.AGGREGATED_KEYS:
+                name, value = _aggregated(name, value, findings)
+        named[name] = value
+    return named, findings
+
+
+def _aggregated(name: str, value: Any, findings: list[InvalidSpanArgumentError]) -> tuple[str, Any]:
+    """Return what MLflow sums up over a trace as it must be: else it loses the trace."""
+    if name in _mlflow.TEXT_KEYS:
+        text = text_of(value)
+        if text is not None:
+            return name, text
+    else:
+        given = as_mapping(value)
+        counts = {key: number_of(count) for key, count in given.items() if type(key) is str}
+        fitting = {
+            key: count
+            for key, count in counts.items()
+            if count is not None and -_MOST < count < _MOST
+        }
+        if fitting and len(fitting) == len(given):
+            return name, fitting
+    wanted = "a string" if name in _mlflow.TEXT_KEYS else "a dict of names and numbers"
+    findings.append(
+        InvalidSpanArgumentError(
+            f"The attribute {name!r} is MLflow's own and must be {wanted}: with anything else "
+            f"MLflow loses the trace. It was recorded as 'user.{name}'."
+        )
+    )
+    return f"user.{name}", value
+
+
+_MOST = 2**53  # what a database keeps of a number
+
+
+def inputs(span: Any, value: Any) -> None:
+    """Set the inputs."""
+    with contained("recording inputs"):
+        otel = _mlflow.recording_span(span)
+        if otel is not None and is_simple(value):
+            _mlflow.write_plain(otel, {_mlflow.INPUTS_KEY: value})
+        else:
+            span.set_inputs(clean(value))
+
+
+def outputs(span: Any, value: Any) -> None:
+    """Set the outputs."""
+    with contained("recording outputs"):
+        otel = _mlflow.recording_span(span)
+        if otel is not None and is_simple(value):
+            _mlflow.write_plain(otel, {_mlflow.OUTPUTS_KEY: value})
+        else:
+            span.set_outputs(clean(value))
+
+
+def taken_outputs(span: Any, value: Any) -> None:
+    """Set outputs that are clean already, and within the caps."""
+    with contained("recording outputs"):
+        span.set_outputs(value)
+
+
+def attribute(span: Any, key: Any, value: Any) -> InvalidSpanArgumentError | None:
+    """Set one attribute; return a finding if its key is MLflow's own."""
+    findings = attributes(span, {clean_key(key): value})  # a key may refuse to be hashed
+    return findings[0] if findings else None
+
+
+def attributes(span: Any, values: dict[Any, Any]) -> list[InvalidSpanArgumentError]:
+    """Set several attributes; return a finding for each reserved key."""
+    named, findings = attribute_names(values)
+    with contained("recording attributes"):
+        otel = _mlflow.recording_span(span)
+        count = len(named) + _mlflow.attribute_count(span)
+        caps = current_limits()
+        room = otel is not None and count <= caps.attributes
+        plain: dict[str, Any] = {}
+        for name, value in named.items():
+            if room and is_plain_under(value, caps.value_chars):
+                plain[name] = value
+            else:
+                _set(span, name, value)
+        if plain:
+            _mlflow.write_plain(otel, plain)
+    return findings
+
+
+def reserved_key(name: str) -> InvalidSpanArgumentError:
+    return InvalidSpanArgumentError(
+        f"The attribute key {name!r} is MLflow's own and would break the span. "
+        f"It was recorded as 'user.{name}'; choose a key that does not start with 'mlflow.'."
+    )
+
+
+def _set(span: Any, name: str, value: Any) -> None:
+    with contained("recording an attribute"):
+        cap = current_limits().attributes
+        if _mlflow.attribute_count(span) >= cap and _is_over(span, name, cap):
+            _fold(span, name, value)
+        else:
+            span.set_attribute(name, clean(value))
+
+
+def _is_over(span: Any, name: str, cap: int) -> bool:
+    names = _mlflow.attribute_names(span)
+    return name not in names and sum(not key.startswith(_NOT_THE_USERS) for key in names) >= cap
+
+
+# Attributes over the cap. MLflow would make room for them by dropping its own trace id, which
+# makes the trace unreadable; so they share one attribute. Keyed by the span, dropped with it.
+_folded: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+
+def _fold(span: Any, name: str, value: Any) -> None:
+    folded = _folded.setdefault(span, {})
+    folded[name] = clean(value)
+    if len(folded).bit_count() == 1:
+        # Written at 1, 2, 4, 8 ... and at the end: each write encodes all of them.
+        _write_folded(span, folded)
+
+
+def _write_folded(span: Any, folded: dict[str, Any]) -> None:
+    span.set_attribute(MORE_ATTRIBUTES, clean(folded))
+
+
+# -- how it ended ------------------------------------------------------------------------------
+
+
+def exception(span: Any, raised: BaseException, ended: Outcome, met_in: Meets) -> None:
+    """Record an exception: one event per span, and for an error the attributes and the status.
+
+    The stack trace is recorded where its trace meets the exception first: the innermost span.
+
+    Args:
+        span: the span.
+        raised: the exception.
+        ended: what the exception means for the span.
+        met_in: the span's entry in the registry; None for a span that is in none.
+    """
+    met_before = meet(met_in, raised)
+    if met_in is None or met_in.span_id not in met_before:
+        with contained("recording an exception"):
+            name = EXCEPTION if ended.status == "ERROR" else EXPECTED_EXCEPTION
+            happened = event_attributes(raised, with_stack=not met_before)
+            span.add_event(_mlflow.make_event(name, happened))
+    if ended.status == "ERROR":
+        described = describe(raised)
+        for key, value in described.items():
+            _own(span, key, value)
+        error(span, f"{described['error_type']}: {described['error_message']}")
+
+
+def outcome(span: Any, ended: Outcome) -> None:
+    """Write the outcome; its absence says ok."""
+    if ended.name != "ok":
+        _own(span, OUTCOME, ended.name)
+
+
+def orphan(span: Any, ended: Outcome, *, opened_at: str, orphaned_by: str) -> None:
+    """Record that a span was ended in its opener's stead."""
+    outcome(span, ended)
+    _own(span, OPENED_AT, opened_at)
+    _own(span, ORPHANED_BY, orphaned_by)
+    if ended.status == "ERROR" and _mlflow.status_code(span) != "ERROR":
+        error(span, f"{ended.name}: {_left_open(opened_at, orphaned_by)}")
+
+
+def _left_open(opened_at: Any, orphaned_by: Any) -> str:
+    return f"opened at {opened_at}, closed by {orphaned_by}"
+
+
+_NO_WHY = "the status was set to ERROR"
+
+
+def _why(span: Any) -> dict[str, str]:
+    """Return the `exception` event of an ERROR that no exception tells of."""
+    opened_at, why = span.get_attribute(OPENED_AT), _mlflow.description(span)
+    if opened_at is not None:
+        why = _left_open(opened_at, span.get_attribute(ORPHANED_BY))
+    return {
+        "exception.type": str(span.get_attribute(OUTCOME) or "error"),
+        "exception.message": why or _NO_WHY,
+    }
+
+
+def explain_end(otel: Any) -> None:
+    """See to it that an ERROR which another API's end has brought about is seen too."""
+    if not _mlflow.has_event(otel, EXCEPTION):
+        why = otel.status.description or _NO_WHY
+        attributes = {"exception.type": "error", "exception.message": clean_text(why)}
+        _mlflow.add_last_event(otel, EXCEPTION, attributes)
+
+
+def error(span: Any, text: str) -> None:
+    """Set status ERROR, whatever was set before."""
+    with contained("setting the status"):
+        _mlflow.set_error(span, clean_text(text, current_limits().message_chars))
+
+
+def status_ok_unless_error(span: Any) -> None:
+    """Set the status that a span ends with, where the end itself has to wait."""
+    with contained("setting the status"):
+        if _mlflow.status_code(span) != "ERROR":
+            span.set_status(SpanStatus(SpanStatusCode.OK))
+
+
+def _own(span: Any, key: str, value: Any) -> None:
+    """Write an attribute of ours: never folded, they are few."""
+    with contained("recording an outcome"):
+        span.set_attribute(key, clean(value))
+
+
+def end(
+    span: Any,
+    ender: Callable[[SpanStatus, int | None], None] | None,
+    end_time_ns: int | None = None,
+) -> None:
+    """End with an explicit status, ERROR if it is already that; make sure that it has ended."""
+    otel = _mlflow.recording_span(span)
+    if otel is not None:
+        if _folded and span in _folded:
+            with contained("recording attributes over the cap"):
+                _write_folded(span, _folded.pop(span))
+        if otel.start_time > (end_time_ns or time.time_ns()):
+            end_time_ns = otel.start_time  # never before its start: the duration would be negative
+        if otel.status.status_code is _ERROR and not _mlflow.has_event(otel, EXCEPTION):
+            with contained("recording why a span is an error"):
+                span.add_event(_mlflow.make_event(EXCEPTION, _why(span), end_time_ns))
+    try:
+        with contained("ending a span"):
+            if ender is None:
+                _mlflow.end_live(span, end_time_ns)
+            else:
+                is_error = _mlflow.status_code(span) == "ERROR"
+                code = SpanStatusCode.ERROR if is_error else SpanStatusCode.OK
+                ender(SpanStatus(code, _mlflow.description(span)), end_time_ns)
+    finally:
+        if otel is not None and otel.end_time is None:
+            _mlflow.end_bare(otel, end_time_ns)
