@@ -9,7 +9,7 @@ import mlflow
 import pytest
 
 from spanguard import TraceStateManager, traced, traced_span
-from spanguard.testing import RecordedSpans
+from spanguard.testing._recorded import RecordedSpans
 
 PRICES = {"apple": 0.5, "bread": 2.4}
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from spanguard.testing import RecordedSpans
+    from spanguard.testing._recorded import RecordedSpans
 
 __all__ = ["MARKER", "spans"]
 
@@ -43,7 +43,7 @@ def spans() -> Iterator[RecordedSpans]:
     """The spans that this test has recorded so far, whichever API opened them, in a list.
 
     They go to no store. The list has `one(name)`, `by_name(name)`, `roots`, `children(span)`,
-    `parent(span)`, `names`, `traces` and `tree()`: see `spanguard.testing.RecordedSpans`.
+    `parent(span)`, `names`, `traces` and `tree()`: see `spanguard.testing._recorded.RecordedSpans`.
     """
     from spanguard.testing import record_spans
 

@@ -14,7 +14,7 @@ from mlflow.entities import Trace
 
 import spanguard
 from spanguard import current_span
-from spanguard._process import registry
+from spanguard._process import listening
 from tests.store import outcome, status
 
 
@@ -32,19 +32,19 @@ def programs(count: int) -> settings:
 def run_one() -> Iterator[list[int]]:
     """Run one program in the block; afterwards the list has the ids of the spans that ended."""
     ended: list[int] = []
-    original = registry._watcher.on_end
+    original = listening.watcher.on_end
 
     def count(span: Any) -> None:
         ended.append(span.context.span_id)
         original(span)
 
-    registry._watcher.on_end = count  # type: ignore[method-assign]
+    listening.watcher.on_end = count  # type: ignore[method-assign]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield ended
     finally:
-        registry._watcher.on_end = original  # type: ignore[method-assign]
+        listening.watcher.on_end = original  # type: ignore[method-assign]
 
 
 def stored(trace_ids: Collection[str]) -> list[Trace]:

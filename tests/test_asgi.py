@@ -28,9 +28,12 @@ from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
 
 import spanguard
-from spanguard import _mlflow, current_span, traced_span
+from spanguard import current_span, traced_span
 from spanguard._base import findings
-from spanguard.asgi import MAX_BODY_BYTES, TraceMiddleware, _Exchange
+from spanguard._mlflow import remote
+from spanguard.asgi import TraceMiddleware
+from spanguard.asgi._exchange import Exchange
+from spanguard.asgi._messages import MAX_BODY_BYTES
 from spanguard.exceptions import InvalidSpanArgumentWarning, OrphanedSpanWarning
 from tests.store import Store, outcome, own_attributes, status
 
@@ -484,7 +487,7 @@ def test_an_endpoint_may_end_the_span_itself(store: Store) -> None:
 
 def exchanges() -> int:
     gc.collect()
-    return sum(isinstance(found, _Exchange) for found in gc.get_objects())
+    return sum(isinstance(found, Exchange) for found in gc.get_objects())
 
 
 def test_many_requests_leave_nothing_behind(store: Store) -> None:
@@ -499,7 +502,7 @@ def test_many_requests_leave_nothing_behind(store: Store) -> None:
 
     asyncio.run(run())
     spanguard.flush(60)
-    assert not _mlflow._remote_holds
+    assert not remote.remote_holds
     assert exchanges() <= before
     assert spanguard.open_spans() == []
     assert len(InMemoryTraceManager.get_instance()._traces) == 0

@@ -16,8 +16,10 @@ import mlflow
 import pytest
 
 import spanguard
-from spanguard import TraceContext, _mlflow, carry, current_span, traced_span
+from spanguard import TraceContext, carry, current_span, traced_span
+from spanguard._mlflow import ids, remote
 from spanguard._propagation import carry as _carry
+from spanguard._propagation import destinations
 from tests.store import Store, await_true
 
 REMOTE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -90,13 +92,13 @@ def test_an_attachment_is_good_for_one_block(store: Store, again: Callable[[Any]
             assert current_span() is root
             block.__exit__(None, None, None)
             assert current_span() is root
-    assert _carry._jobs == 0
+    assert destinations.jobs == 0
 
 
 # -- in an event loop ------------------------------------------------------------------------------
 
 needs_batches = pytest.mark.skipif(
-    _mlflow._make_trace_id is None or not hasattr(mlflow.entities, "Link"),
+    ids.make_trace_id is None or not hasattr(mlflow.entities, "Link"),
     reason="this MLflow writes each span where it ends",
 )
 
@@ -169,7 +171,7 @@ def test_a_task_that_is_cancelled_while_it_waits_lets_go_of_everything(store: St
         writer = sqlite3.connect(store.path, isolation_level=None)
         writer.execute("begin immediate")
         task = asyncio.create_task(leave_block(from_another_process(store)))
-        while not _mlflow._remote_holds:
+        while not remote.remote_holds:
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)
         task.cancel()
@@ -179,7 +181,7 @@ def test_a_task_that_is_cancelled_while_it_waits_lets_go_of_everything(store: St
         writer.close()
 
     asyncio.run(main())
-    await_true(lambda: _carry._jobs == 0 and not _mlflow._remote_holds)
+    await_true(lambda: destinations.jobs == 0 and not remote.remote_holds)
     assert current_span() is None
     assert stored_names(store) == ["job"]
 
@@ -206,7 +208,7 @@ def test_tasks_for_two_stores_take_turns_in_one_event_loop(
         asyncio.run(main())
     assert stored_names(store) == ["job 0", "job 2"]
     assert stored_names(other) == ["job 1", "job 3"]
-    assert _carry._jobs == 0
+    assert destinations.jobs == 0
 
 
 def test_a_task_that_gives_up_waiting_for_its_turn_takes_none(
@@ -233,13 +235,13 @@ def test_a_task_that_gives_up_waiting_for_its_turn_takes_none(
         waiter.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiter
-        assert _carry._jobs == 1
+        assert destinations.jobs == 1
         leave.set()
         await holder
 
     asyncio.run(main())
     await_true(lambda: not waiting_threads())
-    assert _carry._jobs == 0
+    assert destinations.jobs == 0
 
 
 def test_findings_of_an_async_block_are_raised_after_all_is_delivered(store: Store) -> None:
@@ -251,7 +253,7 @@ def test_findings_of_an_async_block_are_raised_after_all_is_delivered(store: Sto
     with pytest.raises(spanguard.OrphanedSpanError, match="left"):
         asyncio.run(main())
     assert stored_names(store) == ["left"]
-    assert _carry._jobs == 0
+    assert destinations.jobs == 0
 
 
 def test_an_exception_in_an_async_block_passes_as_it_is(store: Store) -> None:

@@ -32,17 +32,11 @@ from opentelemetry.sdk.trace import Tracer, TracerProvider
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
 import spanguard
-from spanguard import (
-    CustomTraceManager,
-    TraceStateManager,
-    _mlflow,
-    current_span,
-    trace_id_for,
-    traced_span,
-)
+from spanguard import CustomTraceManager, TraceStateManager, current_span, trace_id_for, traced_span
 from spanguard._api import business_ids
 from spanguard._base import findings
 from spanguard._lifecycle import chosen_ids
+from spanguard._mlflow import memory, queue
 from spanguard._mlflow import store as _store
 from spanguard._process.ambient import StandIn
 from spanguard.exceptions import DuplicateTraceIdWarning, UnknownSpanWarning
@@ -199,13 +193,13 @@ def test_an_id_on_its_way_to_the_store_is_in_use(
 
     def end() -> None:
         first.__exit__(None, None, None)
-        _mlflow.hand_over()
+        queue.hand_over()
 
     with locked(store, lock):
         ending = threading.Thread(target=end)  # which on MLflow 3.10 stores the trace itself
         ending.start()
-        if not _mlflow.exports_in_place():
-            await_true(lambda: not _mlflow.knows_trace(int(WANTED, 16)))
+        if not queue.exports_in_place():
+            await_true(lambda: not memory.knows_trace(int(WANTED, 16)))
         hanging = traced_span("hanging", otel_trace_id=os.urandom(16).hex())
         if lock == "exclusive":  # while this one's question hangs no other is put
             hanging.__enter__()

@@ -24,10 +24,11 @@ from mlflow.entities import LiveSpan, NoOpSpan, SpanEvent, SpanStatus, SpanStatu
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 
 import spanguard
-from spanguard import TraceStateManager, _mlflow, current_span, guard, traced_span
+from spanguard import TraceStateManager, current_span, guard, traced_span
 from spanguard._api import destination
 from spanguard._api.held import _ended, _started
 from spanguard._base import findings
+from spanguard._mlflow.active import current_otel_span
 from spanguard.exceptions import (
     InvalidParentWarning,
     InvalidSpanArgumentWarning,
@@ -1023,7 +1024,7 @@ def test_guarded_spans_are_not_ambient(store: Store, either: MlflowClient) -> No
 @pytest.mark.parametrize("given", [True, False], ids=["given", "made late"])
 def test_ambient_spans_are_what_others_nest_under(store: Store, given: bool) -> None:
     client = guard(MlflowClient() if given else None, ambient=True)
-    found = _mlflow.current_otel_span()
+    found = current_otel_span()
     root = client.start_trace("root")
     assert current_span() is root
     step = client.start_span("step", root.trace_id, root.span_id)
@@ -1033,7 +1034,7 @@ def test_ambient_spans_are_what_others_nest_under(store: Store, given: bool) -> 
     client.end_span(root.trace_id, step.span_id)
     assert current_span() is root
     client.end_trace(root.trace_id)
-    assert _mlflow.current_otel_span() is found, "the context was not left as it was found"
+    assert current_otel_span() is found, "the context was not left as it was found"
     assert mlflow.get_current_active_span() is None
     spans = store.spans()
     for outer, inside in [("root", "step"), ("step", "fluent"), ("fluent", "block")]:

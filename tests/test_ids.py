@@ -205,9 +205,9 @@ def test_a_provider_of_the_users_with_opentelemetrys_own_generator_draws_own_ids
 
 def test_threads_draw_ids_of_their_own() -> None:
     """No two of many threads that draw at a time get the same."""
-    from spanguard import _mlflow
+    from spanguard._mlflow.ids import OwnIds
 
-    ids = _mlflow.OwnIds()
+    ids = OwnIds()
     drawn: list[list[int]] = []
 
     def draw() -> None:

@@ -24,14 +24,7 @@ from spanguard import (
 )
 from spanguard._base import settings
 from spanguard._process import registry
-from tests.interrupts import (
-    Line,
-    Place,
-    by_ctrl_c,
-    by_signal_handler,
-    places_of,
-    run_interrupted,
-)
+from tests.interrupts import Line, Place, by_ctrl_c, by_signal_handler, places_of, run_interrupted
 from tests.store import Store
 
 # -- what is interrupted -------------------------------------------------------------------------
@@ -235,10 +228,10 @@ def interrupt(
     if is_setting_in_force():
         wrong.append(f"{where}: a setting is still in force")
         settings.context_settings.set(())
-    if registry._open:
-        kept = [entry.label for entry in registry._open.values()]
+    if registry.open:
+        kept = [entry.label for entry in registry.open.values()]
         wrong.append(f"{where}: kept for ever: {kept}")
-        registry._open.clear()
+        registry.open.clear()
     return wrong
 
 
@@ -247,9 +240,11 @@ def is_setting_in_force() -> bool:
 
 
 def leave_context() -> None:
-    from spanguard import _mlflow
+    from opentelemetry.trace import INVALID_SPAN
 
-    _mlflow.activate(_mlflow.INVALID_SPAN)
+    from spanguard._mlflow import active
+
+    active.activate(INVALID_SPAN)
 
 
 def note_started_traces(monkeypatch: pytest.MonkeyPatch, started: dict[str, str]) -> None:

@@ -26,7 +26,8 @@ from mlflow.tracing.export.mlflow_v3 import MlflowV3SpanExporter
 from mlflow.tracing.trace_manager import InMemoryTraceManager
 
 import spanguard
-from spanguard import TraceContext, TraceStateManager, _mlflow, traced_span
+from spanguard import TraceContext, TraceStateManager, traced_span
+from spanguard._mlflow import keeping, processor, queue
 from spanguard._mlflow.buffer import ROOM, KeepingBuffer
 from spanguard.exceptions import SpanOpenTooLongWarning, TraceLostWarning
 from tests.store import Store, await_true
@@ -95,7 +96,7 @@ def test_1500_open_traces_and_a_ttl_of_two_seconds(
     monkeypatch.setattr(MlflowV3SpanExporter, "export", lambda exporter, spans: None)
     for block in reversed(blocks):
         block.__exit__(None, None, None)
-    _mlflow.hand_over()
+    queue.hand_over()
 
 
 def test_open_traces_of_each_api_survive(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +142,7 @@ def test_ended_traces_wait_for_their_export(store: Store, monkeypatch: pytest.Mo
         with traced_span(f"root {n}"):
             pass
     assert len(buffered()) == 35
-    monkeypatch.setattr(_mlflow, "EXPORT_SECONDS", 0.0)
+    monkeypatch.setattr(keeping, "EXPORT_SECONDS", 0.0)
     for n in range(15):
         with traced_span(f"later {n}"):
             pass
@@ -151,7 +152,7 @@ def test_ended_traces_wait_for_their_export(store: Store, monkeypatch: pytest.Mo
 def test_the_export_queues_have_room_for_a_burst(store: Store) -> None:
     with traced_span("first"):
         pass
-    tasks, batch = _mlflow._pending_tasks(), _mlflow._batch()
+    tasks, batch = processor.pending_tasks(), processor.batch_processor()
     if tasks is not None:
         assert tasks.maxsize == 1000 * ROOM
     if batch is not None:
@@ -164,7 +165,7 @@ def test_a_queue_size_that_the_user_has_set_stays(
     monkeypatch.setenv("MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE", "17")
     with traced_span("first"):
         pass
-    tasks = _mlflow._pending_tasks()
+    tasks = processor.pending_tasks()
     assert tasks is None or tasks.maxsize == 17
 
 
@@ -177,7 +178,7 @@ def test_a_trace_of_another_process_is_kept_while_its_context_is_attached(
         with traced_span("arrives first"):
             pass
         (trace_id,) = buffered()
-        monkeypatch.setattr(_mlflow, "EXPORT_SECONDS", 0.0)
+        monkeypatch.setattr(keeping, "EXPORT_SECONDS", 0.0)
         blocks = [traced_span(f"other {n}", new_trace=True) for n in range(20)]
         for block in blocks:
             block.__enter__()
@@ -371,7 +372,7 @@ def memory_after(
     """Do the work so many times in this context; return the bytes in use and our objects then."""
     for _ in range(times):
         work(elsewhere)
-    _mlflow.hand_over()
+    queue.hand_over()
     gc.collect()
     kinds = (type(found) for found in gc.get_objects())  # not isinstance(): some stand in
     ours = Counter(k.__qualname__ for k in kinds if str(k.__module__).startswith("spanguard."))

@@ -129,14 +129,15 @@ def test_a_leak_that_fluent_code_opened_before_us_is_found_at_the_root(store: St
     mlflow.tracing.reset()
     with pytest.warns(spanguard.OrphanedSpanWarning):
         with traced_span("root") as root:
-            from spanguard import _mlflow
-            from spanguard._process import registry
+            from mlflow.tracing import provider as _provider_module
 
-            provider = _mlflow._provider_module.provider.get()
+            from spanguard._process import listening
+
+            provider = _provider_module.provider.get()
             active = provider._active_span_processor
             known, active._span_processors = (
                 active._span_processors,
-                tuple(p for p in active._span_processors if p is not registry._watcher),
+                tuple(p for p in active._span_processors if p is not listening.watcher),
             )
             mlflow.MlflowClient().start_span("unheard", root.trace_id, root.span_id)
             active._span_processors = known

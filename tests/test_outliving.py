@@ -387,9 +387,9 @@ def test_what_outlives_a_fluent_root_is_readable(store: Store) -> None:
 
 
 def defers_roots() -> bool:
-    from spanguard import _mlflow
+    from spanguard._mlflow import queue
 
-    return _mlflow.defers_roots()
+    return queue.defers_roots()
 
 
 def test_a_middleware_with_a_span_around_call_next(store: Store) -> None:

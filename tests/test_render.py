@@ -14,7 +14,8 @@ from rich.console import Console
 
 import spanguard
 from spanguard import traced_span
-from spanguard.render import TraceTree, duration
+from spanguard.render import TraceTree
+from spanguard.render._facts import duration
 from tests.store import Store
 
 

@@ -17,7 +17,7 @@ import pytest
 
 import spanguard
 from spanguard import Limits, limits, strict, traced, watch
-from spanguard._base import config as _config
+from spanguard._base import config
 from spanguard._base.config import current_limits, is_strict
 from spanguard._process import watchdog
 from tests.store import await_true
@@ -40,8 +40,8 @@ CHANGED = (True, 7)
 def _as_before() -> Iterator[None]:
     yield
     watch(None)
-    _config._process_setting = None
-    _config._set_process_limits(None)
+    config._process_setting = None
+    config._set_process_limits(None)
     assert elsewhere() == DEFAULT
 
 
@@ -381,7 +381,7 @@ def test_many_plain_calls_do_not_pile_up() -> None:
         strict(number % 2 == 0)
         limits(value_chars=number + 1)
         limits(message_chars=number + 1)
-    marks = [_config._process_setting, _config._process_limits]
+    marks = [config._process_setting, config._process_limits]
     depths = []
     for mark in marks:
         depth = 0

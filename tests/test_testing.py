@@ -23,7 +23,8 @@ from mlflow.tracing.trace_manager import InMemoryTraceManager
 
 import spanguard
 from spanguard import traced, traced_span
-from spanguard.testing import SpansLeftOpenError, _other_threads, no_open_spans, record_spans
+from spanguard.testing import no_open_spans, record_spans
+from spanguard.testing._leaks import SpansLeftOpenError, other_threads
 from tests.store import Store, await_true, outcome
 
 HERE = __file__
@@ -653,7 +654,7 @@ def test_a_span_that_another_thread_is_about_to_end_is_waited_for() -> None:
         """Lets the thread go when the check looks at the threads that there are."""
 
         def __call__(self, frame: Any, event: str, arg: Any) -> None:
-            if frame.f_code is _other_threads.__code__:
+            if frame.f_code is other_threads.__code__:
                 let_go.set()
 
     def work() -> None:
@@ -717,10 +718,10 @@ def test_as_a_decorator_of_a_unittest() -> None:
 
 def test_nothing_listens_any_more_afterwards() -> None:
     from spanguard._base import findings
-    from spanguard._process import registry
+    from spanguard._process import listening
 
     with record_spans(), no_open_spans():
-        assert registry.heard
+        assert listening.heard
         assert findings.unraised
-    assert registry.heard == []
+    assert listening.heard == []
     assert findings.unraised == []

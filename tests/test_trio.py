@@ -15,7 +15,6 @@ import pytest
 
 from spanguard import (
     TraceStateManager,
-    _mlflow,
     capture,
     carry,
     current_span,
@@ -23,7 +22,8 @@ from spanguard import (
     traced,
     traced_span,
 )
-from spanguard._process.ambient import Strand
+from spanguard._mlflow import remote
+from spanguard._process.strands import Strand
 from tests.store import Store, outcome, status
 from tests.test_attach import from_another_process, needs_batches, stored_names
 from tests.test_generators import PROGRAMS, alike, async_call, async_echo, checked_async
@@ -341,4 +341,4 @@ def test_a_task_that_attaches_a_context_of_this_process_does_not_wait(store: Sto
         assert current_span() is None
 
     trio.run(main)
-    assert not _mlflow._remote_holds
+    assert not remote.remote_holds

@@ -4,11 +4,14 @@
 first steps; each name here has its own documentation.
 """
 
-from spanguard._api.batch import BatchResult, ItemOutcome, trace_batch
-from spanguard._api.business_ids import CustomTraceManager, trace_id_for
+from spanguard._api.batch import trace_batch
+from spanguard._api.batch_result import BatchResult, ItemOutcome
+from spanguard._api.business_ids import CustomTraceManager
+from spanguard._api.custom_ids import trace_id_for
 from spanguard._api.guard import guard
 from spanguard._api.manager import TraceStateManager
 from spanguard._api.traced import traced
+from spanguard._api.traced_span import current_span, traced_span
 from spanguard._base.config import (
     MAX_ATTRIBUTES,
     MAX_MESSAGE_CHARS,
@@ -17,12 +20,13 @@ from spanguard._base.config import (
     limits,
     strict,
 )
-from spanguard._lifecycle.opening import current_span, traced_span
-from spanguard._process.exit import close_open_spans, flush, open_spans
-from spanguard._process.registry import OpenSpan
+from spanguard._base.open_span import OpenSpan
+from spanguard._process.flush import flush
+from spanguard._process.reports import close_open_spans, open_spans
 from spanguard._process.signals import install_signal_handlers
 from spanguard._process.watchdog import watch
-from spanguard._propagation.carry import TraceContext, capture, carry
+from spanguard._propagation.carry import carry
+from spanguard._propagation.context import TraceContext, capture
 from spanguard.exceptions import (
     DuplicateTraceIdError,
     EmptyTraceStackError,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-if TYPE_CHECKING:
-    from spanguard._base.site import Site
-    from spanguard._process.registry import OpenSpan
+from spanguard._base.open_span import OpenSpan
+from spanguard._base.site import Site
 
 __all__ = [
     "DuplicateTraceIdError",

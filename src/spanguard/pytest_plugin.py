@@ -17,7 +17,7 @@ import pytest
 
 from _spanguard_pytest_plugin import MARKER
 from spanguard._base.config import STRICT_VARIABLE
-from spanguard.testing import LeakCheck, Leaks
+from spanguard.testing._leaks import LeakCheck, Leaks
 
 __all__ = ["StrictRun"]
 

@@ -9,13 +9,9 @@ from mlflow.entities import Trace
 from typing_extensions import assert_type
 
 from spanguard import OpenSpan
-from spanguard.testing import (
-    RecordedSpan,
-    RecordedSpans,
-    SpansLeftOpenError,
-    no_open_spans,
-    record_spans,
-)
+from spanguard.testing import no_open_spans, record_spans
+from spanguard.testing._leaks import SpansLeftOpenError
+from spanguard.testing._recorded import RecordedSpan, RecordedSpans
 
 with record_spans() as spans:
     assert_type(spans, RecordedSpans)

@@ -2,50 +2,42 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import sys
-import threading
-import uuid
-from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
 from functools import partial
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any
 
 from mlflow.entities import LiveSpan, Trace
 
-from spanguard import _mlflow
+from spanguard._api.active_traces import ActiveTraces
+from spanguard._api.custom_ids import (
+    CUSTOM_TRACE_ID,
+    duplicate,
+    find,
+    generated,
+    not_to_choose,
+    otel_trace_id,
+    random_digits,
+    read_id,
+    shown,
+    unknown,
+)
 from spanguard._base.blocks import Block
 from spanguard._base.config import is_strict
-from spanguard._base.findings import contained, settle
+from spanguard._base.findings import settle
+from spanguard._base.interrupts import is_the_users
 from spanguard._base.site import user_site
-from spanguard._base.values import is_a, is_the_users, kind_name
-from spanguard._lifecycle import chosen_ids
+from spanguard._base.values import kind_name
 from spanguard._lifecycle.handle import OpenedSpan
-from spanguard._lifecycle.opening import open_span
 from spanguard._lifecycle.request import SpanRequest
 from spanguard._mlflow import store
-from spanguard._process import registry
 from spanguard._process.ambient import OverlappingAmbient
-from spanguard._record.payload import (
-    MAX_LABEL_CHARS,
-    as_mapping,
-    clean_labels,
-    clean_text,
-    shortened,
-    whole_text,
-)
-from spanguard.exceptions import (
-    DuplicateTraceIdError,
-    InvalidSpanArgumentError,
-    SpanguardError,
-    UnknownSpanError,
-)
+from spanguard._record.payload import MAX_LABEL_CHARS, as_mapping, clean_labels
+from spanguard._record.text import shortened, whole_text
+from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError
 
-__all__ = ["CustomTraceManager", "trace_id_for"]
+__all__ = ["CustomTraceManager"]
 
-CUSTOM_TRACE_ID = "custom_trace_id"
 
 # What `traced_span` takes, and means the same for a custom trace (issue 9, 32).
 _OF_A_SPAN = (
@@ -72,44 +64,8 @@ _DECIDED_BY_THE_ID = (
     "trace_id",
 )
 
-# Before the id: so a hash made for something else is never a trace id of ours.
-_DOMAIN = "spanguard:custom_trace_id:"
 
-
-def trace_id_for(custom_trace_id: str) -> str:
-    """Return the MLflow trace id that a business id maps to, without asking anyone.
-
-    `tr-`, then the first 32 hexadecimal digits (128 bits) of the SHA-256 of the UTF-8 text
-    `spanguard:custom_trace_id:` followed by the id. No key, no salt: any system can compute it, in
-    a shell by `printf 'spanguard:custom_trace_id:%s' "$id" | sha256sum | cut -c1-32`. The digits
-    are the OpenTelemetry trace id, too. Lone surrogates and NULs, which no store takes, are read
-    as what is written for them: `\\udc80`, `\\x00`.
-
-    >>> import spanguard
-    >>> spanguard.trace_id_for("order-42")
-    'tr-a1d82f31dc228e1635c54d7eac5425d0'
-    """
-    return _mlflow.mlflow_trace_id_of(int(_otel_trace_id(whole_text(custom_trace_id)), 16))
-
-
-def _otel_trace_id(custom_id: str) -> str:
-    return hashlib.sha256((_DOMAIN + custom_id).encode()).hexdigest()[:32]
-
-
-# Of all managers, held for a look into one. Re-entrant: a finalizer may end a trace meanwhile.
-_lock = threading.RLock()
-
-
-def _renew_lock_in_child() -> None:
-    global _lock
-    _lock = threading.RLock()  # another thread of the parent may have held it
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock_in_child)
-
-
-class CustomTraceManager:
+class CustomTraceManager(ActiveTraces):
     """Traces that are started, ended and found by ids of your own: an order's, a job's.
 
     The custom id is the name of the trace, its root's attribute `custom_trace_id`, its tag of
@@ -145,20 +101,6 @@ class CustomTraceManager:
     'paid'
     """
 
-    def __init__(
-        self,
-        client: Any = None,
-        *,
-        id_factory: Callable[[Any, Any], str] | None = None,
-        strict: bool | None = None,
-    ) -> None:
-        self._client = client
-        self._id_factory = id_factory
-        self._strict = strict
-        # By custom id, of all threads and tasks; None: about to start. What another API ended is
-        # in it until the next look.
-        self._traces: dict[str, OpenedSpan | None] = {}
-
     # -- ids
 
     def generate_trace_id(self, user_id: Any, operation: Any) -> str:
@@ -181,7 +123,7 @@ class CustomTraceManager:
 
     def _generate(self, user_id: Any, operation: Any) -> tuple[str, list[SpanguardError]]:
         if self._id_factory is None:
-            return _generated(user_id, operation), []
+            return generated(user_id, operation), []
         try:
             made = self._id_factory(user_id, operation)
         except BaseException as error:
@@ -191,8 +133,8 @@ class CustomTraceManager:
                 f"The id_factory raised {kind_name(error)}; an id was generated. Let it "
                 "return a text for any user id and operation."
             )
-            return _generated(user_id, operation), [finding]
-        return _read_id(made, "What the id_factory returned", user_id, operation)
+            return generated(user_id, operation), [finding]
+        return read_id(made, "What the id_factory returned", user_id, operation)
 
     # -- starting and ending
 
@@ -254,7 +196,7 @@ class CustomTraceManager:
         """
         opened = self._take(whole_text(custom_trace_id))
         if opened is None:
-            findings: list[SpanguardError] = [_unknown(custom_trace_id)]
+            findings: list[SpanguardError] = [unknown(custom_trace_id)]
             strict = self._strict
         else:
             findings = opened.write_last(outputs, attributes, status)
@@ -291,18 +233,18 @@ class CustomTraceManager:
         if given is None:
             wanted, findings = self._generate(user_id, operation)
         else:
-            wanted, findings = _read_id(given, "The custom_trace_id", user_id, operation)
+            wanted, findings = read_id(given, "The custom_trace_id", user_id, operation)
         request_for = partial(self._request, user_id, operation, attributes)
         custom_id, request = wanted, request_for(wanted)
         if not self._claim(custom_id, request):
             if is_strict(request.strict):
-                findings.append(_duplicate(wanted, "nothing was started"))
+                findings.append(duplicate(wanted, "nothing was started"))
                 settle(findings, strict=True, raised=None, site=user_site(2))
             # Not counted up: the id with _2 may be another order's. If this one is in use as
             # well, open_span gives the trace an id that does not derive from it.
-            custom_id = f"{wanted}_{_random_digits()}"
+            custom_id = f"{wanted}_{random_digits()}"
             request = request_for(custom_id)
-            findings.append(_duplicate(wanted, f"the trace is {_shown(custom_id)}"))
+            findings.append(duplicate(wanted, f"the trace is {shown(custom_id)}"))
         request.findings += findings
         return custom_id, self._open(custom_id, request)
 
@@ -329,79 +271,14 @@ class CustomTraceManager:
                     CUSTOM_TRACE_ID: custom_id,
                 },
                 "tags": {**clean_labels(asked.get("tags", {})), CUSTOM_TRACE_ID: label},
-                "otel_trace_id": _otel_trace_id(custom_id),
+                "otel_trace_id": otel_trace_id(custom_id),
                 "new_trace": True,
             },
         )
         ignored = [key for key in _DECIDED_BY_THE_ID if key in given]
         if ignored:
-            request.findings.append(_not_to_choose(ignored, custom_id))
+            request.findings.append(not_to_choose(ignored, custom_id))
         return request
-
-    def _claim(self, custom_id: str, request: SpanRequest) -> bool:
-        """Take an id for a trace that is about to start; False if one has it, here or stored."""
-        with _lock:
-            self._forget_ended()
-            if custom_id in self._traces:
-                return False
-            self._traces[custom_id] = None
-        is_free = False
-        try:
-            is_free = chosen_ids.reserve(request)
-        finally:
-            if not is_free:
-                self._traces.pop(custom_id, None)
-        return is_free
-
-    def _open(self, custom_id: str, request: SpanRequest) -> OpenedSpan:
-        try:
-            opened = open_span(request, activate=False)
-        except BaseException:
-            self._traces.pop(custom_id, None)
-            raise
-        if not _mlflow.is_noop(opened.live):
-            with contained("recording a client request id"):
-                _mlflow.set_client_request_id(opened.live.trace_id, _client_request_id(custom_id))
-        with _lock:
-            self._traces[custom_id] = opened
-        return opened
-
-    def _take(self, custom_id: str) -> OpenedSpan | None:
-        """Take an open trace off the manager. Exactly one caller gets it, in whatever thread."""
-        with _lock:
-            opened = self._traces.get(custom_id)
-            if opened is None:
-                return None
-            del self._traces[custom_id]
-        return opened if opened.is_open else None
-
-    def _let_go(self, custom_id: str, opened: OpenedSpan) -> None:
-        with _lock:
-            if self._traces.get(custom_id) is opened:
-                del self._traces[custom_id]
-
-    def _forget_ended(self) -> None:
-        """Let go of what another API has ended. Call it locked."""
-        for custom_id, opened in list(self._traces.items()):
-            if opened is not None and not opened.is_open:
-                self._let_go(custom_id, opened)
-
-    # -- looking
-
-    def get_active_trace(self, custom_trace_id: str) -> LiveSpan | None:
-        """Return the root span of the open trace that this manager started under an id, or None."""
-        opened = self._traces.get(whole_text(custom_trace_id))
-        return opened.proxy if opened is not None and opened.is_open else None  # type: ignore[return-value]
-
-    @property
-    def active_traces(self) -> Mapping[str, LiveSpan]:
-        """The root spans of the open traces by custom id, read-only, as it is now.
-
-        A trace leaves it when it ends, by whatever API.
-        """
-        traces = list(self._traces.items())
-        active: Any = {key: one.proxy for key, one in traces if one is not None and one.is_open}
-        return MappingProxyType(active)
 
     def find_trace(self, custom_trace_id: str) -> Trace | None:
         """Return the stored trace with an id, whichever process started it, or None.
@@ -413,7 +290,7 @@ class CustomTraceManager:
         store fails or does not answer in 30 seconds; the logger `spanguard` says so. Never raises.
         """
         custom_id = whole_text(custom_trace_id)
-        return store.read("finding a trace by its custom id", partial(_find, custom_id))
+        return store.read("finding a trace by its custom id", partial(find, custom_id))
 
 
 class CustomTraceBlock(Block[LiveSpan]):
@@ -449,79 +326,3 @@ class CustomTraceBlock(Block[LiveSpan]):
             custom_id, opened = started
             self._manager._let_go(custom_id, opened)
             opened.finish(exc)
-
-
-# -- ids ---------------------------------------------------------------------------------------
-
-
-def _generated(user_id: Any, operation: Any) -> str:
-    now = datetime.now(timezone.utc)
-    return f"{whole_text(user_id)}_{whole_text(operation)}_{now:%Y%m%d%H%M%S}_{_random_digits()}"
-
-
-def _random_digits() -> str:
-    return uuid.uuid4().hex[:8]  # not of `random`, which user code may seed
-
-
-def _read_id(
-    given: Any, what: str, user_id: Any, operation: Any
-) -> tuple[str, list[SpanguardError]]:
-    """Read an id that a user has given; a generated one where there is nothing in it."""
-    custom_id = whole_text(given) if given is not None else ""
-    if custom_id and is_a(given, str):
-        return custom_id, []
-    custom_id = custom_id or _generated(user_id, operation)
-    finding = InvalidSpanArgumentError(
-        f"{what} is no text with at least one character; the trace is {_shown(custom_id)}. "
-        "Use a string."
-    )
-    return custom_id, [finding]
-
-
-def _client_request_id(custom_id: str) -> str:
-    is_short = len(custom_id) <= _mlflow.MAX_CLIENT_REQUEST_ID_CHARS
-    return custom_id if is_short else trace_id_for(custom_id)
-
-
-def _shown(custom_id: Any) -> str:
-    return repr(clean_text(custom_id, 100))
-
-
-def _duplicate(custom_id: str, instead: str) -> DuplicateTraceIdError:
-    return DuplicateTraceIdError(
-        f"The custom trace id {_shown(custom_id)} is in use by another trace, open or stored; "
-        f"{instead}. Use an id for one trace only.",
-        span_name=clean_text(custom_id),
-        trace_id=trace_id_for(custom_id),
-    )
-
-
-def _not_to_choose(given: list[str], custom_id: str) -> InvalidSpanArgumentError:
-    return InvalidSpanArgumentError(
-        f"{', '.join(given)} of the custom trace {_shown(custom_id)} cannot be chosen: its id "
-        "decides. Recorded as attributes. Use traced_span() for a span of your choice, or pass "
-        "attributes={...}.",
-        span_name=clean_text(custom_id),
-    )
-
-
-def _unknown(custom_trace_id: Any) -> UnknownSpanError:
-    return UnknownSpanError(
-        f"This manager has no open trace with the custom id {_shown(custom_trace_id)}: it has "
-        "ended, or was not started here. Nothing was done. End each trace once, by the id in its "
-        f"attribute {CUSTOM_TRACE_ID!r}.",
-        span_name=clean_text(custom_trace_id),
-        trace_id=trace_id_for(custom_trace_id),
-    )
-
-
-def _find(custom_id: str) -> Trace | None:
-    if not custom_id:
-        return None
-    number = int(_otel_trace_id(custom_id), 16)
-    if registry.has_just_ended(number):
-        _mlflow.flush_everything()
-    found = store.get_trace(_mlflow.mlflow_trace_id_of(number))
-    if found is None:
-        found = store.find_by_tag(CUSTOM_TRACE_ID, shortened(custom_id, MAX_LABEL_CHARS))
-    return found

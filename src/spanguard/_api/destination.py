@@ -8,11 +8,12 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import url2pathname
 
-from spanguard import _mlflow
 from spanguard._base.values import attribute_of, text_of
+from spanguard._mlflow import destination
 from spanguard.exceptions import InvalidSpanArgumentError
 
-__all__ = ["elsewhere", "is_same_store"]
+__all__ = ["elsewhere"]
+
 
 _PORTS = {"http": 80, "https": 443}
 _LOOPBACK = {"localhost": "127.0.0.1", "::1": "127.0.0.1"}
@@ -23,7 +24,7 @@ def elsewhere(client: Any, span_name: str) -> InvalidSpanArgumentError | None:
     wanted = text_of(attribute_of(client, "tracking_uri"))
     if wanted is None:  # a double
         return None
-    target = _mlflow.tracking_uri()
+    target = destination.tracking_uri()
     if is_same_store(wanted, target):
         return None
     return InvalidSpanArgumentError(

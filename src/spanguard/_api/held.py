@@ -12,18 +12,22 @@ from collections import OrderedDict
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from spanguard import _mlflow
 from spanguard._base.config import is_strict
 from spanguard._base.findings import contained
-from spanguard._base.values import is_a, is_same, is_the_users
-from spanguard._lifecycle.handle import OpenedSpan, already_ended_finding
+from spanguard._base.interrupts import is_the_users
+from spanguard._base.values import is_a, is_same
+from spanguard._lifecycle.findings import already_ended_finding
+from spanguard._lifecycle.handle import OpenedSpan, handle_of
 from spanguard._lifecycle.request import SpanRequest
-from spanguard._process import registry
-from spanguard._process.ambient import Strand, other_span
-from spanguard._record.payload import clean_text, safe_repr
+from spanguard._mlflow import memory, names, spans
+from spanguard._mlflow.active import current_otel_span
+from spanguard._process import listening, registry
+from spanguard._process.ambient import other_span
+from spanguard._process.strands import Strand
+from spanguard._record.text import clean_text, safe_repr
 from spanguard.exceptions import SpanguardError, UnknownSpanError
 
-__all__ = ["Found", "Held", "Home", "find_parent", "find_span", "find_trace"]
+__all__ = ["Found", "Home", "find_parent", "find_span", "find_trace", "is_given_out"]
 
 
 class Held:
@@ -58,7 +62,7 @@ class Held:
             _remember(self)
             ambient = self.opened.ambient
             if ambient is not None:
-                active: Any = _mlflow.current_otel_span()
+                active: Any = current_otel_span()
                 if active is ambient.stand_in:  # else another one is on top
                     self.opened.deactivate()
                 ambient.stand_in.fall_back()  # the entry knows that of a block around it only
@@ -217,7 +221,7 @@ def _find_given_out(home: Home, trace_id: Any) -> Found | None:
 
 def _find_root(home: Home, trace_id: str) -> Found:
     """Find the root of a trace that no guarded client started."""
-    root = _mlflow.root_span(trace_id)
+    root = memory.root_span(trace_id)
     if root is None:
         return Found(finding=_unknown("trace", trace_id))
     if root.end_time_ns is None and _is_of_a_block(root):
@@ -227,7 +231,7 @@ def _find_root(home: Home, trace_id: str) -> Found:
 
 def _records_nothing(trace_id: Any) -> bool:
     """Tell whether an id is that of every span that started while tracing was off."""
-    return type(trace_id) is str and trace_id == _mlflow.NOOP_TRACE_ID
+    return type(trace_id) is str and trace_id == names.NOOP_TRACE_ID
 
 
 def _held(home: Home, span_id: Any) -> Held | None:
@@ -248,7 +252,7 @@ def _span_in_memory(trace_id: Any, span_id: str) -> Any:
     entry = registry.entry_by_id(span_id)
     if entry is not None:
         return entry.mlflow_span()
-    return _mlflow.live_span(trace_id, span_id) if type(trace_id) is str else None
+    return memory.live_span(trace_id, span_id) if type(trace_id) is str else None
 
 
 def _innermost(home: Home, trace_id: str) -> Held | None:
@@ -261,7 +265,7 @@ def _innermost(home: Home, trace_id: str) -> Held | None:
 
 def _is_of_a_block(root: Any) -> bool:
     """Tell whether a root is one that a block or a manager holds, and will end."""
-    otel = _mlflow.otel_span(root)
+    otel = spans.otel_span(root)
     entry = registry.entry_of(otel)
     if entry is not None and entry.opened is not None and entry.opened() is not None:
         return True
@@ -274,12 +278,12 @@ def _take_over(home: Home, span: Any) -> Found:
     if span.end_time_ns is not None:
         finding = already_ended_finding(span.name, span.span_id, span.trace_id, None)
         return Found(finding=finding)
-    otel = _mlflow.otel_span(span)
+    otel = spans.otel_span(span)
     entry = registry.entry_of(otel)
     if entry is None:
-        registry.hear_of(span.trace_id)
+        listening.hear_of(span.trace_id)
         entry = registry.entry_of(otel)
-    opened = entry.opened() if entry is not None and entry.opened is not None else None
+    opened = handle_of(entry)
     if opened is None:
         request = SpanRequest((), name=span.name, client=home.client, strict=home.strict)
         opened = OpenedSpan(request, span, is_root=span.parent_id is None)

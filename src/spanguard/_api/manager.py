@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import threading
-import weakref
-from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from mlflow.entities import LiveSpan
 
+from spanguard._api.stack import Stack
 from spanguard._base.blocks import Block
-from spanguard._base.config import MAX_MESSAGE_CHARS, is_strict
+from spanguard._base.config import is_strict
 from spanguard._base.findings import settle
-from spanguard._base.site import Site, user_site
-from spanguard._base.values import attribute_of, is_a, is_the_users, kind_name, text_of
-from spanguard._lifecycle.handle import OpenedSpan, left_open_finding, orphans_finding
-from spanguard._lifecycle.opening import open_span
-from spanguard._lifecycle.proxy import parse_status
+from spanguard._base.site import user_site
+from spanguard._base.values import attribute_of, text_of
+from spanguard._lifecycle.findings import left_open_finding
+from spanguard._lifecycle.handle import OpenedSpan
 from spanguard._lifecycle.request import SpanRequest
-from spanguard._mlflow import otel_span
-from spanguard._process import registry as _registry
-from spanguard._process.ambient import OverlappingAmbient, Strand, pushed
-from spanguard._process.dropped import is_put_aside
-from spanguard._process.registry import OpenSpan
-from spanguard._record.payload import clean_text, safe_repr
+from spanguard._process.ambient import pushed
+from spanguard._record.status import parse_status
 from spanguard.exceptions import (
     EmptyTraceStackError,
-    InvalidSpanArgumentError,
     SpanguardError,
-    SpanOrderError,
     UnknownSpanError,
 )
 
@@ -39,49 +28,12 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from spanguard._lifecycle.arguments import SpanArguments
+from spanguard._api.frames import Frame, standing_frame
 
 __all__ = ["TraceStateManager"]
 
-Scope = Literal["context", "process"]
 
-
-class _Frame:
-    """One push, linked to the one below it: the immutable value that contexts copy."""
-
-    __slots__ = ("_opened", "above", "below", "order", "pusher")
-
-    def __init__(self, opened: OpenedSpan, below: _Frame | None) -> None:
-        self.order = next(_orders)
-        self.above: dict[_Frame, None] = {}  # pushed on it and not popped, in all contexts
-        # Weak: contexts hold frames for as long as they like, and must not keep spans alive.
-        self._opened = weakref.ref(opened)
-        self.below = below
-        self.pusher = Strand()
-
-    @property
-    def stands(self) -> bool:
-        """Whether it is still to be popped. Ended by hand: yes. Closed as an orphan: no."""
-        opened = self._opened()
-        return opened is not None and opened.closed_by in (None, "user")
-
-
-_orders = itertools.count()
-_managers: weakref.WeakSet[TraceStateManager] = weakref.WeakSet()
-
-
-def _empty_in_child() -> None:
-    """Empty the stacks in a forked child: what is on them is open in the parent."""
-    pushed.set(None)
-    for manager in list(_managers):
-        manager._lock = threading.RLock()  # another thread of the parent may have held it
-        manager._pushed = {}
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_empty_in_child)
-
-
-class TraceStateManager:
+class TraceStateManager(Stack):
     """A stack of spans for code that starts and ends them in different places.
 
     With scope "context" each thread and task has a stack of its own; a task that was started
@@ -111,20 +63,6 @@ class TraceStateManager:
     True
     """
 
-    def __init__(
-        self, client: Any = None, *, scope: Scope = "context", strict: bool | None = None
-    ) -> None:
-        if text_of(scope) not in ("context", "process"):
-            shown = clean_text(safe_repr(scope), 100)
-            raise ValueError(f'scope must be "context" or "process", not {shown}')
-        self._client = client
-        self._scope: Scope = scope
-        self._strict = strict
-        # What is pushed and not popped, in the order of the pushes, of all contexts.
-        self._pushed: dict[_Frame, OpenedSpan] = {}
-        self._lock = threading.RLock()
-        _managers.add(self)
-
     # -- looking
 
     @property
@@ -139,24 +77,6 @@ class TraceStateManager:
         with self._lock:
             return sum(1 for _, opened in self._stack() if opened.is_open)
 
-    def _innermost(self) -> OpenedSpan | None:
-        with self._lock:
-            return next((opened for _, opened in self._stack() if opened.is_open), None)
-
-    def _stack(self) -> Iterator[tuple[_Frame, OpenedSpan]]:
-        """Yield what stands on the stack in this scope, innermost first. Call it locked."""
-        if self._scope == "process":
-            for frame, opened in reversed(self._pushed.items()):
-                if frame.stands:
-                    yield frame, opened
-            return
-        below = pushed.get()
-        while below is not None:
-            found = self._pushed.get(below)
-            if found is not None and below.stands:
-                yield below, found
-            below = below.below
-
     # -- pushing and popping
 
     def push_trace(self, name: str, **kwargs: Unpack[SpanArguments]) -> LiveSpan:
@@ -170,48 +90,15 @@ class TraceStateManager:
         """
         return self._push(name, {**kwargs})[1].proxy  # type: ignore[return-value]
 
-    def _push(self, name: str, kwargs: dict[str, Any]) -> tuple[_Frame, OpenedSpan]:
+    def _push(self, name: str, kwargs: dict[str, Any]) -> tuple[Frame, OpenedSpan]:
         kwargs.setdefault("client", self._client)
         if kwargs.get("strict") is None:
             kwargs["strict"] = self._strict
         request = SpanRequest((), name=name, **kwargs)
         if self._scope == "context":
-            return self._push_on(request, None, _standing(pushed.get()))
+            return self._push_on(request, None, standing_frame(pushed.get()))
         with self._lock:  # held while it opens: the next push goes under this one
             return self._push_on(request, self._innermost(), None)
-
-    def _push_on(
-        self, request: SpanRequest, parent: OpenedSpan | None, below: _Frame | None
-    ) -> tuple[_Frame, OpenedSpan]:
-        opened: OpenedSpan | None = None
-        try:
-            # Overlapping: roots and siblings may be popped in any order.
-            opened = open_span(request, activate=False, parent=parent)
-            opened.activate(kind=OverlappingAmbient)
-            frame = _Frame(opened, below)
-            self._put(frame, opened)
-            if self._scope == "context":
-                pushed.set(frame)
-            return frame, opened
-        except BaseException as error:  # Ctrl-C: nobody has a handle to pop it by
-            if opened is not None:
-                opened.close(error)
-            raise
-
-    def _put(self, frame: _Frame, opened: OpenedSpan) -> None:
-        # What an ancestor closes is never popped: it must not stay here for ever.
-        opened.on_orphaned = lambda: self._take(frame)
-        with self._lock:
-            self._pushed[frame] = opened
-            if frame.below is not None:
-                frame.below.above[frame] = None
-
-    def _take(self, frame: _Frame) -> OpenedSpan | None:
-        """Take a frame off the stack. Exactly one caller gets its span, in whatever thread."""
-        with self._lock:
-            if frame.below is not None:
-                frame.below.above.pop(frame, None)
-            return self._pushed.pop(frame, None)
 
     def pop_trace(
         self,
@@ -247,23 +134,6 @@ class TraceStateManager:
             settle(findings, strict=strict, raised=None, site=user_site(2))
         return popped.proxy if popped is not None else None  # type: ignore[return-value]
 
-    def _top_to_pop(self) -> _Frame | None:
-        strand = Strand()
-        with self._lock:
-            for frame, _ in self._stack():
-                if self._scope == "process" or frame.pusher == strand:
-                    return frame
-        return None
-
-    def _frame_of(self, span: Any) -> _Frame | None:
-        wanted = _otel_span_of(span)
-        with self._lock:
-            for frame, opened in reversed(self._pushed.items()):
-                same = wanted is not None and otel_span(opened.live) is wanted
-                if same or opened.proxy is span:
-                    return frame
-        return None
-
     def _nothing_to_pop(self, span: Any) -> list[SpanguardError]:
         if span is None:
             # An empty stack is an answer (None), not a fault, unless strict mode asks.
@@ -282,70 +152,6 @@ class TraceStateManager:
             )
         ]
 
-    def _pop(
-        self,
-        frame: _Frame,
-        popped: OpenedSpan,
-        last: tuple[Any, Any, Any] = (None, None, None),
-        raised: BaseException | None = None,
-    ) -> list[SpanguardError]:
-        """Close a frame that is off the stack, and what stands above it first."""
-        if is_put_aside(lambda: self._pop(frame, popped, last, raised), frame.pusher.thread):
-            return []
-        findings: list[SpanguardError] = []
-        if raised is not None and not is_a(raised, BaseException):
-            raised, finding = _as_exception(raised, popped.name)
-            findings.append(finding)
-        if popped.is_open:
-            closed = self._close_above(frame, popped)
-            findings += orphans_finding(popped, closed, SpanOrderError)
-            findings += popped.write_last(*last)
-        findings += popped.close(raised)
-        if self._scope == "context":
-            top = pushed.get()
-            standing = _standing(top)
-            if standing is not top:
-                pushed.set(standing)
-        return findings
-
-    def _close_above(self, frame: _Frame, popped: OpenedSpan) -> list[tuple[OpenSpan, Site]]:
-        """Close what is above a frame and below its span in the trace; the rest is independent."""
-        closed: list[tuple[OpenSpan, Site]] = []
-        label = popped.entry.label if popped.entry is not None else popped.name
-        for opened in self._above(frame):
-            if self._goes_with(popped, opened):
-                closed += opened.close_as_orphan(label)
-        return closed
-
-    def _goes_with(self, popped: OpenedSpan, above: OpenedSpan) -> bool:
-        """Tell whether a span has to be closed because one below it on the stack is popped."""
-        if popped.entry is None or above.entry is None:  # a user's doubles
-            return True
-        if not _registry.is_below(above.entry, popped.entry):
-            return False
-        # One stack for all threads and tasks is one strand.
-        return self._scope == "process" or not _registry.outlives(
-            above.entry, [popped.entry.strand, Strand()]
-        )
-
-    def _above(self, frame: _Frame) -> list[OpenedSpan]:
-        """Return the open spans above a frame, innermost first, in whatever context they are."""
-        above: list[OpenedSpan] = []
-        with self._lock:
-            if self._scope == "process":
-                for later, opened in reversed(self._pushed.items()):
-                    if later.order < frame.order:
-                        break
-                    above.append(opened)
-            else:
-                frames = list(frame.above)
-                while frames:
-                    higher = frames.pop()
-                    frames += higher.above
-                    if higher in self._pushed:
-                        above.insert(0, self._pushed[higher])
-        return [opened for opened in above if opened.is_open]
-
     # -- blocks
 
     def trace(self, name: str, **kwargs: Unpack[SpanArguments]) -> PushedBlock:
@@ -355,7 +161,7 @@ class TraceStateManager:
         """
         return PushedBlock(self, name, {**kwargs})
 
-    def _leave(self, frame: _Frame, opened: OpenedSpan, raised: BaseException | None) -> None:
+    def _leave(self, frame: Frame, opened: OpenedSpan, raised: BaseException | None) -> None:
         self._take(frame)
         findings = self._pop(frame, opened, raised=raised)
         if findings:
@@ -377,35 +183,6 @@ class TraceStateManager:
             settle(findings, strict=self._strict, raised=None, site=user_site(2))
         return len(unwound.spans)
 
-    def _unwind(self, raised: BaseException | None, *, is_error: bool = True) -> _Unwound:
-        """Close all that is pushed, last push first; return what was open, and what was found."""
-        unwound = _Unwound([], [], [])
-        last = next(reversed(self._pushed.copy()), None)
-        thread = last.pusher.thread if last is not None else None
-        if is_put_aside(lambda: self._unwind(raised, is_error=is_error), thread):
-            return unwound
-        while True:
-            with self._lock:
-                frame = next(reversed(self._pushed), None)
-                opened = self._take(frame) if frame is not None else None
-            if opened is None:
-                break
-            if not opened.is_open:
-                continue
-            unwound.spans.append(opened)
-            entry = opened.entry
-            if entry is not None:
-                unwound.reports.append((entry.report(), entry.site))
-            if raised is None and is_error and entry is not None:
-                below = _registry.close_descendants(entry)
-                unwound.findings.extend(orphans_finding(opened, below))
-                _registry.close_orphan(entry, "close")
-            else:
-                unwound.findings.extend(opened.close(raised))
-        if self._scope == "context":
-            pushed.set(_standing(pushed.get()))
-        return unwound
-
     def __enter__(self) -> TraceStateManager:
         return self
 
@@ -424,14 +201,6 @@ class TraceStateManager:
             settle(findings, strict=self._strict, raised=exc, site=user_site(2))
 
 
-class _Unwound(NamedTuple):
-    """What a manager had open when it was closed, and what was wrong below that."""
-
-    spans: list[OpenedSpan]
-    reports: list[tuple[OpenSpan, Site]]
-    findings: list[SpanguardError]
-
-
 class PushedBlock(Block[LiveSpan]):
     """The with-block of `TraceStateManager.trace`."""
 
@@ -441,7 +210,7 @@ class PushedBlock(Block[LiveSpan]):
         self._manager = manager
         self._name = name
         self._kwargs: dict[str, Any] | None = kwargs
-        self._pushed: tuple[_Frame, OpenedSpan] | None = None
+        self._pushed: tuple[Frame, OpenedSpan] | None = None
 
     def __enter__(self) -> LiveSpan:
         kwargs, self._kwargs = self._kwargs, None
@@ -461,28 +230,3 @@ class PushedBlock(Block[LiveSpan]):
         pushed, self._pushed = self._pushed, None
         if pushed is not None:
             self._manager._leave(*pushed, exc)
-
-
-def _otel_span_of(handle: Any) -> Any:
-    """Return the OpenTelemetry span under a handle, which may be anything at all."""
-    try:
-        return otel_span(handle)
-    except BaseException as error:
-        if is_the_users(error):
-            raise
-        return None
-
-
-def _as_exception(given: Any, span_name: str) -> tuple[Exception, InvalidSpanArgumentError]:
-    return Exception(clean_text(given, MAX_MESSAGE_CHARS)), InvalidSpanArgumentError(
-        f"error of span {span_name!r} is a {kind_name(given)}, no exception; its text was recorded "
-        "as one. Pass the exception.",
-        span_name=span_name,
-    )
-
-
-def _standing(frame: _Frame | None) -> _Frame | None:
-    """Return the innermost frame that stands, so that dead frames do not pile up."""
-    while frame is not None and not frame.stands:
-        frame = frame.below
-    return frame

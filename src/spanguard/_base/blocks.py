@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 __all__ = ["Block"]
 
+
 T = TypeVar("T")
 
 

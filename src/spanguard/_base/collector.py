@@ -9,6 +9,7 @@ from typing import Any
 
 __all__ = ["is_collecting"]
 
+
 # Who collects at this moment. None of these is a function of ours: an interrupt that comes during a
 # collection would be raised in it, and lost. Each is called with "start" or "stop", and with a
 # dictionary that no other collection has.

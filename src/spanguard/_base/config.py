@@ -12,19 +12,20 @@ from spanguard._base.settings import Mark, Setting, innermost
 from spanguard._base.values import kind_name, number_of, truth_of, whole_number_of
 
 __all__ = [
-    "EXIT_SECONDS",
+    "LONGEST_WAIT",
+    "Limits",
     "MAX_ATTRIBUTES",
     "MAX_MESSAGE_CHARS",
     "MAX_VALUE_CHARS",
-    "LONGEST_WAIT",
-    "Limits",
+    "STRICT_VARIABLE",
+    "StrictSetting",
     "current_limits",
     "is_strict",
     "limits",
-    "StrictSetting",
     "strict",
     "waiting_time",
 ]
+
 
 STRICT_VARIABLE = "SPANGUARD_STRICT"
 

@@ -23,6 +23,7 @@ from spanguard._base.findings import contained
 
 __all__ = ["before_fork", "let_go_below", "let_go_of"]
 
+
 _Lock, _RLock = type(threading.Lock()), type(threading.RLock())
 
 

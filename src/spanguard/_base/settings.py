@@ -13,6 +13,7 @@ from spanguard._base.collector import is_collecting
 
 __all__ = ["Block", "Mark", "Setting", "context_settings", "innermost"]
 
+
 # The blocks in force in this context, the innermost last. They may leave in any order.
 context_settings: ContextVar[tuple[Block, ...]] = ContextVar("spanguard_settings", default=())
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 
 __all__ = ["CalledFunction", "Site", "is_machinery", "is_of_library", "opener", "user_site"]
 
+
 # Their frames stand between a user's line and the span it opens.
 _MACHINERY = frozenset(
     {"contextlib", "mlflow", "openinference", "opentelemetry", "spanguard", "traceloop", "wrapt"}

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, cast
 
+from spanguard._base.interrupts import is_the_users
+
 __all__ = [
     "attribute_of",
     "is_a",
     "is_mapping",
     "is_raised_as",
     "is_same",
-    "is_the_users",
     "items_of",
     "kind_name",
     "number_of",
@@ -25,17 +26,6 @@ __all__ = [
     "truth_of",
     "whole_number_of",
 ]
-
-
-def is_the_users(error: BaseException) -> bool:
-    """Tell whether an exception out of a value's own method is none of its doing.
-
-    Ctrl-C is not, nor what a signal handler raised in the middle of it.
-    """
-    # Here and not at the top: it knows _config, which looks at what it is given, too.
-    from spanguard._base import findings
-
-    return findings.is_the_users(error)
 
 
 def is_a(value: object, kinds: Any) -> bool:

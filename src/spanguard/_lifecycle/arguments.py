@@ -9,6 +9,7 @@ from typing_extensions import TypedDict
 
 __all__ = ["RecipeArguments", "SpanArguments", "TracedOptions"]
 
+
 ExpectedErrors = tuple[type[BaseException], ...] | type[BaseException]
 
 

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from spanguard import _mlflow
 from spanguard._base.findings import contained
 from spanguard._lifecycle.request import SpanRequest
-from spanguard._mlflow import store
+from spanguard._mlflow import ids, memory, queue, starting, store, stored
 from spanguard._process import exit as _exit
-from spanguard._process import registry
+from spanguard._process import listening
 from spanguard.exceptions import DuplicateTraceIdError, InvalidSpanArgumentError
 
 __all__ = ["LOST_TRACE_ID", "check", "reserve", "reserved"]
+
 
 # The tag and attribute of a trace whose chosen id was not to be had.
 LOST_TRACE_ID = "spanguard.otel_trace_id"
@@ -64,7 +64,7 @@ def reserve(request: SpanRequest) -> bool:
 
 def check(request: SpanRequest, live: Any) -> None:
     """See whether a started root has the id that was chosen for it."""
-    given = _mlflow.otel_trace_id_of(live)
+    given = ids.otel_trace_id_of(live)
     if given is None or given == request.otel_trace_id:
         return  # nothing is recorded, or all is well
     request.lost_trace_id = request.otel_trace_id
@@ -99,7 +99,7 @@ def _reserve_or_drop(request: SpanRequest) -> None:
                 f"is in use; its trace got a fresh id, and the chosen one as the tag "
                 f"{LOST_TRACE_ID!r}. Choose an id for one trace only.",
                 span_name=request.name,
-                trace_id=_mlflow.mlflow_trace_id_of(_number(request)),
+                trace_id=ids.mlflow_trace_id_of(_number(request)),
             )
         )
         request.otel_trace_id, request.lost_trace_id = None, request.otel_trace_id
@@ -119,11 +119,11 @@ def _release(request: SpanRequest) -> None:
 def _is_in_use(number: int) -> bool:
     with contained("looking up a trace id"):
         _exit.listen()  # MLflow opens the store with its first span, which may take longer
-        if registry.is_open_trace(number) or _mlflow.knows_trace(number):
+        if listening.is_open_trace(number) or memory.knows_trace(number):
             return True
-        if _mlflow.records_nothing():
+        if starting.records_nothing():
             return False
-        has_just_ended = registry.has_just_ended(number)
+        has_just_ended = listening.has_just_ended(number)
         answer = store.ask("looking up a trace id", lambda: _has_arrived(number, has_just_ended))
         return has_just_ended if answer is None else answer
     return False
@@ -131,9 +131,9 @@ def _is_in_use(number: int) -> bool:
 
 def _has_arrived(number: int, has_just_ended: bool) -> bool:
     """Tell whether the store has a trace; one that is still on its way counts."""
-    if has_just_ended and not _mlflow.await_stored(ARRIVAL_SECONDS):
+    if has_just_ended and not queue.await_stored(ARRIVAL_SECONDS):
         return True
-    return _mlflow.trace_exists(_mlflow.mlflow_trace_id_of(number))
+    return stored.trace_exists(ids.mlflow_trace_id_of(number))
 
 
 def _renew_lock_in_child() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from spanguard import _mlflow
 from spanguard._base.values import attribute_of, is_a, text_of
 from spanguard._lifecycle.request import read_time
-from spanguard._record.payload import clean_facts, clean_text
+from spanguard._mlflow import writing
+from spanguard._record.payload import clean_facts
+from spanguard._record.text import clean_text
 from spanguard.exceptions import InvalidSpanArgumentError
 
 __all__ = ["read_event", "read_link"]
@@ -33,7 +34,7 @@ def read_event(
         )
     facts = {} if attributes is None else clean_facts(attributes)
     at, finding = read_time("timestamp of an event", timestamp, span_name)
-    return _mlflow.make_event(clean_text(name), facts, at), finding
+    return writing.make_event(clean_text(name), facts, at), finding
 
 
 def read_link(
@@ -54,7 +55,7 @@ def read_link(
         )
     given = attribute_of(link, "attributes") if attributes is None else attributes
     facts = None if given is None else clean_facts(given)
-    return _mlflow.make_link(trace_id, span_id, facts), None
+    return writing.make_link(trace_id, span_id, facts), None
 
 
 def _id(value: Any, form: str) -> str | None:

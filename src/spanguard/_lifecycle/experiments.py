@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from spanguard import _mlflow
 from spanguard._base.values import text_of
-from spanguard._mlflow import store
-from spanguard._record.payload import clean_text
+from spanguard._mlflow import destination, store, test_recording
+from spanguard._record.text import clean_text
 from spanguard.exceptions import InvalidSpanArgumentError
 
 __all__ = ["read"]
+
 
 # (tracking URI, what was given) -> the id. Bounded: ids come from configuration, but not always.
 _MAX_REMEMBERED = 1_000
@@ -28,9 +28,9 @@ def read(
     given = text_of(experiment_id)
     if not given:
         return None, _unknown(experiment_id, span_name)
-    if _mlflow.is_recording():  # a test without a store
+    if test_recording.is_recording():  # a test without a store
         return given, None
-    key = (_mlflow.tracking_uri(), given)
+    key = (destination.tracking_uri(), given)
     found = _known.get(key)
     if found is None:
         answer = store.ask("looking up an experiment", partial(_find, given))
@@ -45,7 +45,7 @@ def read(
 
 
 def _find(given: str) -> list[str]:
-    found = _mlflow.find_experiment(clean_text(given))
+    found = destination.find_experiment(clean_text(given))
     return [] if found is None else [found]
 
 

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any
 
-from mlflow.entities import LiveSpan
-
-from spanguard import _mlflow
-from spanguard._base.blocks import Block
 from spanguard._base.config import is_strict
-from spanguard._base.findings import (
-    all_held_back,
-    contained,
-    forget_held_back,
-    internal_error,
-    raise_held_back,
-    settle,
-)
-from spanguard._base.site import CalledFunction, Site, user_site
+from spanguard._base.findings import contained, internal_error, settle
+from spanguard._base.interrupts import all_held_back, forget_held_back, raise_held_back
+from spanguard._base.site import Site, user_site
 from spanguard._base.values import attribute_of, is_a, items_of, kind_name
 from spanguard._lifecycle import chosen_ids, experiments
-from spanguard._lifecycle.handle import OpenedSpan
+from spanguard._lifecycle.handle import OpenedSpan, handle_of
 from spanguard._lifecycle.placement import Place, place, root_place
-from spanguard._lifecycle.proxy import SpanProxy
 from spanguard._lifecycle.request import SpanRequest, no_client
+from spanguard._mlflow import ids, memory, names, starting
+from spanguard._mlflow.active import current_otel_span, mode_has_changed, no_active_span
 from spanguard._process import exit as _exit
-from spanguard._process import registry
+from spanguard._process import orphans, registry
 from spanguard._process.ambient import LOST_PARENT, ambient_span
 from spanguard._process.dropped import all_put_aside, do_put_aside
 from spanguard._record import writing
@@ -37,12 +26,7 @@ from spanguard._record.outcome import classify
 from spanguard._record.payload import as_mapping, clean, clean_attributes
 from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError, SpanguardWarning
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from spanguard._lifecycle.arguments import RecipeArguments
-
-__all__ = ["current_span", "open_span", "traced_span"]
+__all__ = ["open_span"]
 
 
 def open_span(
@@ -84,11 +68,11 @@ def _close_begun(since: float, error: BaseException) -> None:
             break
         if entry.strand.thread is not here:
             continue
-        opened = entry.opened() if entry.opened is not None else None
+        opened = handle_of(entry)
         if opened is not None:
             opened.close(error)
         else:
-            registry.close_orphan(entry, "an interrupt of its start", classify(error), error)
+            orphans.close_orphan(entry, "an interrupt of its start", classify(error), error)
 
 
 def _open(request: SpanRequest, activate: bool, parent: OpenedSpan | None) -> OpenedSpan:
@@ -104,7 +88,7 @@ def _open(request: SpanRequest, activate: bool, parent: OpenedSpan | None) -> Op
     if request.sampling_ratio is None:
         opened = _start(request, spot, attributes)
     else:
-        with _mlflow.sampled_at(request.sampling_ratio):
+        with starting.sampled_at(request.sampling_ratio):
             opened = _start(request, spot, attributes)
     try:
         with contained("recording what a span starts with"):
@@ -127,7 +111,7 @@ def _caller(request: SpanRequest) -> Site:
 def _place(request: SpanRequest, parent: OpenedSpan | None) -> Place:
     try:
         if request.new_trace:
-            _mlflow.mode_has_changed()
+            mode_has_changed()
             return root_place()
         if parent is not None and request.trace_id is None and request.parent_id is None:
             return Place(parent.live)
@@ -183,7 +167,7 @@ def _start(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> Ope
         _exit.listen()
         is_listening = True
         if request.otel_trace_id is not None:
-            with _mlflow.trace_id_chosen(request.otel_trace_id):
+            with ids.trace_id_chosen(request.otel_trace_id):
                 live = _start_at(request, spot, attributes)
             chosen_ids.check(request, live)
         else:
@@ -194,9 +178,9 @@ def _start(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> Ope
         # Before that nothing of the user's was given away; a client is given payloads.
         internal_error("starting a span", error, quoted=not is_listening)
     if live is None:
-        live = _mlflow.noop_span()
-    if request.sampling_ratio is not None and _mlflow.is_noop(live):
-        live = _mlflow.sampled_out(live)
+        live = starting.noop_span()
+    if request.sampling_ratio is not None and starting.is_noop(live):
+        live = starting.sampled_out(live)
     is_root = spot.parent is None and getattr(live, "parent_id", None) is None
     opened = OpenedSpan(request, live, is_root=is_root)
     if request.client is not None and opened.entry is not None:
@@ -213,8 +197,8 @@ def _start_at(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> 
     hides = spot.new_trace or (
         request.client is not None and not ambient_span().get_span_context().is_valid
     )
-    if hides and _mlflow.current_otel_span().get_span_context().is_valid:
-        with _mlflow.no_active_span():
+    if hides and current_otel_span().get_span_context().is_valid:
+        with no_active_span():
             return _start_root(request, attributes)
     return _start_root(request, attributes)
 
@@ -223,10 +207,10 @@ def _start_child(request: SpanRequest, parent: Any, attributes: dict[str, Any]) 
     start = _start_of_client(request, "start_span")
     if start is None:
         if request.start_time_ns is None:
-            live = _mlflow.start_plain_child(parent, request.name)
+            live = starting.start_plain_child(parent, request.name)
             if live is not None:
                 return live
-        return _mlflow.start_child(
+        return starting.start_child(
             parent, request.name, span_type=request.span_type, start_time_ns=request.start_time_ns
         )
     return start(
@@ -244,7 +228,7 @@ def _start_root(request: SpanRequest, attributes: dict[str, Any]) -> Any:
         trace["experiment_id"] = request.experiment_id
     start = _start_of_client(request, "start_trace")
     if start is None:
-        return _mlflow.start_root(
+        return starting.start_root(
             request.name,
             span_type=request.span_type,
             start_time_ns=request.start_time_ns,
@@ -256,7 +240,7 @@ def _start_root(request: SpanRequest, attributes: dict[str, Any]) -> Any:
     live = start(name=request.name, span_type=request.span_type, **given, **payloads)
     metadata = request.trace_metadata()
     if metadata:
-        _mlflow.add_to_trace(live.trace_id, {}, metadata)
+        memory.add_to_trace(live.trace_id, {}, metadata)
     return live
 
 
@@ -284,7 +268,7 @@ def _client_payloads(request: SpanRequest, attributes: dict[str, Any]) -> dict[s
     payloads: dict[str, Any] = {}
     if request.inputs is not None:
         payloads["inputs"] = clean(request.inputs)
-    first = dict(list(attributes.items())[: _mlflow.SAFE_ATTRIBUTES])
+    first = dict(list(attributes.items())[: names.SAFE_ATTRIBUTES])
     if first:
         payloads["attributes"] = clean_attributes(first)
     if request.start_time_ns is not None:
@@ -296,183 +280,26 @@ def _record_start(
     opened: OpenedSpan, request: SpanRequest, spot: Place, attributes: dict[str, Any]
 ) -> None:
     live = opened.live
-    if _mlflow.is_noop(live):
+    if starting.is_noop(live):
         return
     if request.client is None:
         writing.start(live, request.span_type, request.inputs, attributes)
-    elif len(attributes) > _mlflow.SAFE_ATTRIBUTES:
-        writing.attributes(live, dict(list(attributes.items())[_mlflow.SAFE_ATTRIBUTES :]))
+    elif len(attributes) > names.SAFE_ATTRIBUTES:
+        writing.attributes(live, dict(list(attributes.items())[names.SAFE_ATTRIBUTES :]))
     if spot.lost_parent is not None:
         writing.attribute(live, LOST_PARENT, spot.lost_parent)
     if request.lost_trace_id is not None:
         writing.attribute(live, chosen_ids.LOST_TRACE_ID, request.lost_trace_id)
-        _mlflow.add_to_trace(live.trace_id, {chosen_ids.LOST_TRACE_ID: request.lost_trace_id}, {})
+        memory.add_to_trace(live.trace_id, {chosen_ids.LOST_TRACE_ID: request.lost_trace_id}, {})
     if request.for_trace and _is_child(spot):
         with contained("adding to a trace"):
             metadata = request.trace_metadata()
-            metadata.pop(_mlflow.RUN_KEY, None)
-            _mlflow.add_to_trace(live.trace_id, request.trace_tags(), metadata)
+            metadata.pop(names.RUN_KEY, None)
+            memory.add_to_trace(live.trace_id, request.trace_tags(), metadata)
     if request.description is not None:
         opened.proxy.set_description(request.description)
     if request.log_level is not None:
         opened.proxy.set_log_level(request.log_level)
     if request.links is not None:
-        for link in items_of(request.links, _mlflow.MAX_LINKS):
+        for link in items_of(request.links, names.MAX_LINKS):
             opened.proxy.add_link(link)
-
-
-# -- the block ---------------------------------------------------------------------------------
-
-
-class traced_span(Block[LiveSpan]):
-    """Open a span for the length of a with-block; it always closes, in order, with a status.
-
-    The span nests under the ambient span, whichever API opened that, and is itself the ambient
-    span inside the block: fluent spans, `@mlflow.trace` and autologging nest under it. When the
-    block is left, what it left open underneath is closed first, as ERROR and `orphaned`; then
-    the span ends, as the exception that left the block says (see the outcome table in the
-    README). Exceptions of the block pass through unchanged. Works with `async with` too.
-
-    Nothing here raises into your code, except in strict mode: then bad arguments raise
-    `InvalidSpanArgumentError` or `InvalidParentError` before anything opens, and what was left
-    open raises `OrphanedSpanError` after everything is closed. Otherwise these are warnings.
-    A `traced_span` object is good for one block: entering it again raises `RuntimeError`.
-
-    Args:
-        name: the span's name; for a root also the trace's.
-        trace_id: a live trace to open the span in; `request_id` is another name for it. Without
-            `parent_id`: under the ambient span if that is in this trace, else under its root.
-        parent_id: the span to open it under.
-        client: an MLflow client whose `start_*` and `end_*` are to be called.
-        span_type: one of `mlflow.entities.SpanType`, or a string of your own.
-        inputs, attributes: payloads. What MLflow cannot take is replaced, not lost.
-        tags, metadata, experiment_id, run_id, session_id, user: of a trace: on roots only.
-        links: `mlflow.entities.Link` objects.
-        start_time_ns: nanoseconds since 1970; now, if not given.
-        otel_trace_id: 32 hexadecimal digits: start a new trace, also inside another, under the
-            OpenTelemetry trace id that another system knows it by. An id in use (open in this
-            process, on its way to the store, or in it) never merges two traces: strict mode
-            raises `DuplicateTraceIdError` before anything opens, else the trace gets a fresh id,
-            the chosen one as the tag `spanguard.otel_trace_id`, and a warning. The store is
-            asked at each such start; if it has not answered in 2 seconds the id is taken.
-        new_trace: start a new trace, also inside another.
-        expected: exception classes that are no error here: status OK, outcome `expected`.
-        strict: overrides `strict()` and the environment for this span.
-        description, log_level: as MLflow shows them. An MLflow that has none ignores them.
-        trace_destination: one of `mlflow.entities.trace_location`; its `experiment_id` counts.
-        sampling_ratio_override: as of `@mlflow.trace`: what part of such traces is recorded, 0.0
-            to 1.0, in place of MLFLOW_TRACE_SAMPLING_RATIO, where that is set. On roots only.
-
-    The positional form of the documented recipe is taken as well:
-    `traced_span(client, "name", request_id, parent_id, **kwargs)`.
-
-    >>> import spanguard
-    >>> with spanguard.traced_span("fetch", inputs={"id": 7}) as span:
-    ...     span.set_outputs("found")
-    """
-
-    __slots__ = ("_opened", "_request")
-
-    __signature__ = SpanRequest.signature()  # for help(): it takes what a request takes
-
-    @overload
-    def __init__(
-        self,
-        /,
-        name: str,
-        span_type: str = "UNKNOWN",
-        attributes: dict[str, Any] | None = None,
-        *,
-        trace_id: str | None = None,
-        request_id: str | None = None,
-        parent_id: str | None = None,
-        client: Any = None,
-        inputs: Any = None,
-        tags: dict[str, Any] | None = None,
-        metadata: dict[str, Any] | None = None,
-        experiment_id: str | None = None,
-        run_id: str | None = None,
-        session_id: str | None = None,
-        user: str | None = None,
-        links: Iterable[Any] | None = None,
-        start_time_ns: int | None = None,
-        otel_trace_id: str | None = None,
-        new_trace: bool = False,
-        expected: tuple[type[BaseException], ...] | type[BaseException] = (),
-        strict: bool | None = None,
-        description: str | None = None,
-        log_level: Any = None,
-        trace_destination: Any = None,
-        sampling_ratio_override: float | None = None,
-    ) -> None: ...
-
-    @overload
-    def __init__(
-        self,
-        client: _mlflow.MlflowClient,
-        name: str,
-        request_id: str | None = None,
-        parent_id: str | None = None,
-        /,
-        **kwargs: Unpack[RecipeArguments],
-    ) -> None: ...
-
-    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
-        self._request: SpanRequest | None = SpanRequest(args, **kwargs)
-        self._opened: OpenedSpan | None = None
-
-    def _calling(self, function: Any) -> traced_span:
-        """Take note that the block is a call of a user's function, by a library perhaps."""
-        if self._request is not None:
-            self._request.function = CalledFunction(function)
-        return self
-
-    def __enter__(self) -> LiveSpan:
-        request, self._request = self._request, None
-        if request is None:
-            raise RuntimeError(
-                "This traced_span has been entered before. Make a new one for each block: "
-                "with traced_span(...)."
-            )
-        try:
-            self._opened = open_span(request)
-            return self._opened.proxy  # type: ignore[return-value]
-        except BaseException as error:  # Ctrl-C in the last moment: the block is never entered
-            opened, self._opened = self._opened, None
-            if opened is not None:
-                opened.close(error)
-            raise
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        opened, self._opened = self._opened, None
-        if opened is not None:
-            opened.finish(exc)
-
-
-def current_span() -> LiveSpan | None:
-    """Return the ambient span, whichever API opened it, or None.
-
-    It comes through the same proxy that `traced_span` yields: writing to it cannot raise.
-
-    >>> import spanguard
-    >>> spanguard.current_span() is None
-    True
-    """
-    with contained("finding the current span"):
-        active: Any = ambient_span()
-        entry = registry.entry_of(active)
-        if entry is not None:
-            opened = entry.opened() if entry.opened is not None else None
-            if opened is not None:
-                return opened.proxy  # type: ignore[return-value]
-            live = entry.mlflow_span()
-            return SpanProxy(live) if live is not None else None  # type: ignore[return-value]
-        if active.get_span_context().is_valid and not _mlflow.has_ended(active):
-            live = _mlflow.active_span()
-            return SpanProxy(live) if live is not None else None  # type: ignore[return-value]
-    return None

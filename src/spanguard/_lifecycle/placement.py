@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from spanguard import _mlflow
+from spanguard._mlflow import memory, names, spans, starting
+from spanguard._mlflow.active import mode_has_changed
 from spanguard._process import registry
 from spanguard._process.ambient import StandIn, ambient_span
 from spanguard.exceptions import InvalidParentError, TraceLostError
@@ -43,8 +44,8 @@ def place(name: str, trace_id: str | None, parent_id: str | None) -> Place:
     """
     if trace_id is None and parent_id is None:
         return _under_ambient(name)
-    if trace_id == _mlflow.NOOP_TRACE_ID:  # tracing is off, or was when the parent started
-        return Place(_mlflow.noop_span())
+    if trace_id == names.NOOP_TRACE_ID:  # tracing is off, or was when the parent started
+        return Place(starting.noop_span())
     if parent_id is not None:
         parent = _open_span(trace_id, parent_id)
         if parent is not None:
@@ -63,7 +64,7 @@ def _is_remote_ambient(trace_id: str, parent_id: str | None) -> bool:
     context = active.get_span_context()
     return (
         context.is_remote
-        and _mlflow.mlflow_trace_id(active) == trace_id
+        and memory.mlflow_trace_id(active) == trace_id
         and parent_id in (None, f"{context.span_id:016x}")
     )
 
@@ -74,14 +75,14 @@ def _under_ambient(name: str) -> Place:
     if entry is not None and not entry.ended and entry.live is not None:
         return Place(entry.live, ambient=active)
     if not active.get_span_context().is_valid:
-        return _under_ambient(name) if _mlflow.mode_has_changed() else _LEFT_TO_MLFLOW
+        return _under_ambient(name) if mode_has_changed() else _LEFT_TO_MLFLOW
     return _under_other(name, active)
 
 
 def _under_other(name: str, active: Any) -> Place:
     """Place under a span of another API."""
     entry = registry.entry_of(active)
-    if entry is None and _mlflow.has_ended(active):
+    if entry is None and spans.has_ended(active):
         # It ended but is still active here: its nearest open ancestor.
         above = active.parent
         entry = registry.entry_by_id(f"{above.span_id:016x}") if above is not None else None
@@ -97,9 +98,9 @@ def _under_other(name: str, active: Any) -> Place:
 
 def _unregistered(active: Any) -> Place:
     """Place under a span opened before we listened, or leave a foreign one to MLflow."""
-    trace_id = _mlflow.mlflow_trace_id(active)
+    trace_id = memory.mlflow_trace_id(active)
     span_id = f"{active.get_span_context().span_id:016x}"
-    parent = _mlflow.live_span(trace_id, span_id) if trace_id else None
+    parent = memory.live_span(trace_id, span_id) if trace_id else None
     return Place(parent) if parent is not None else _LEFT_TO_MLFLOW
 
 
@@ -114,12 +115,12 @@ def _open_span(trace_id: str | None, span_id: str) -> Any:
         span = entry.mlflow_span()
         matches = span is not None and (trace_id is None or span.trace_id == trace_id)
         return span if matches else None
-    span = _mlflow.live_span(trace_id, span_id) if trace_id else None
+    span = memory.live_span(trace_id, span_id) if trace_id else None
     return span if span is not None and span.end_time_ns is None else None
 
 
 def _open_root(trace_id: str | None) -> Any:
-    root = _mlflow.root_span(trace_id) if trace_id else None
+    root = memory.root_span(trace_id) if trace_id else None
     return root if root is not None and root.end_time_ns is None else None
 
 

@@ -6,69 +6,47 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 import wrapt
 
-from spanguard import _mlflow
 from spanguard._base.findings import contained, settle
+from spanguard._base.interrupts import is_the_users
 from spanguard._base.site import user_site
-from spanguard._base.values import attribute_of, is_a, is_the_users, kind_name, text_of
+from spanguard._base.values import is_a, kind_name, text_of
 from spanguard._lifecycle.events import read_event, read_link
 from spanguard._lifecycle.request import read_time
-from spanguard._mlflow import SpanStatus, SpanStatusCode
-from spanguard._process import registry
+from spanguard._mlflow import ending, spans
+from spanguard._process import orphans, registry
 from spanguard._record import writing
 from spanguard._record.outcome import ERROR
-from spanguard._record.payload import as_mapping, clean_text, safe_repr
+from spanguard._record.payload import as_mapping
+from spanguard._record.text import clean_text
 from spanguard.exceptions import InvalidSpanArgumentError, SpanAlreadyEndedError, SpanguardError
 
 if TYPE_CHECKING:
-    from spanguard._lifecycle.handle import OpenedSpan
-
     _ObjectProxy = wrapt.BaseObjectProxy[Any]
 else:
     _ObjectProxy = wrapt.BaseObjectProxy
+from spanguard._record.status import parse_status
 
-__all__ = ["SpanProxy", "parse_status"]
-
-
-_CODES = frozenset({"OK", "ERROR", "UNSET"})
-_STATUSES = (SpanStatus, _mlflow.Status)
-_STATUS_CODES = (SpanStatusCode, _mlflow.StatusCode)
+__all__ = ["SpanProxy"]
 
 
-def parse_status(
-    status: Any, description: Any = None
-) -> tuple[str | None, str, InvalidSpanArgumentError | None]:
-    """Read a status in any form and case: its code, its description, and what is wrong with it.
+class Owner(Protocol):
+    """What the proxy needs of the handle that has it (handle.py)."""
 
-    MLflow's statuses and OpenTelemetry's. An unreadable status reads as ERROR: whoever says
-    something else than OK about an end does not mean that all went well, and it must be seen.
-    """
-    if status is None:
-        return None, "", None
-    if is_a(status, _STATUSES):
-        if description is None:
-            description = attribute_of(status, "description")
-        status = attribute_of(status, "status_code")
-    text = status.name if is_a(status, _STATUS_CODES) else text_of(status)
-    described = clean_text("" if description is None else description, _DESCRIPTION_CHARS)
-    code = text.strip().upper() if text is not None else None
-    if code in _CODES:
-        return code, described, None
-    shown = clean_text(safe_repr(status), 100)
-    return (
-        "ERROR",
-        f"invalid status {shown}",
-        InvalidSpanArgumentError(
-            f"The status {shown} is not one of OK, ERROR, UNSET; ERROR was recorded. "
-            "Pass 'OK' or 'ERROR'."
-        ),
-    )
+    entry: registry.Entry | None
 
+    def keep(self, findings: list[SpanguardError]) -> bool:
+        """Hold findings of a setter back until the span closes. False if they need no wait."""
+        ...
 
-_DESCRIPTION_CHARS = 10_000
+    def end_by_user(
+        self, outputs: Any, attributes: Any, status: Any, end_time_ns: int | None
+    ) -> None:
+        """End as `span.end(...)` asks, before the block or the manager does."""
+
 
 Method = TypeVar("Method", bound=Callable[..., None])
 
@@ -106,9 +84,9 @@ class SpanProxy(_ObjectProxy):
     mode raised when the span closes. ERROR is sticky. `end` closes open descendants first.
     """
 
-    def __init__(self, span: Any, opened: OpenedSpan | None = None) -> None:
+    def __init__(self, span: Any, owner: Owner | None = None) -> None:
         super().__init__(span)
-        self._self_opened = opened
+        self._self_owner = owner
 
     # -- payloads
 
@@ -226,7 +204,7 @@ class SpanProxy(_ObjectProxy):
         self._self_found(finding)
         if code == "ERROR":
             writing.error(self.__wrapped__, description)
-        elif code == "OK" and _mlflow.status_code(self.__wrapped__) != "ERROR":
+        elif code == "OK" and ending.status_code(self.__wrapped__) != "ERROR":
             with contained("setting the status"):
                 self.__wrapped__.set_status("OK")
 
@@ -239,7 +217,7 @@ class SpanProxy(_ObjectProxy):
         if not is_a(exception, BaseException):
             raised = Exception(clean_text(exception, 10_000))
         with contained("recording an exception"):
-            entry = registry.entry_of(_mlflow.otel_span(self.__wrapped__))
+            entry = registry.entry_of(spans.otel_span(self.__wrapped__))
             writing.exception(self.__wrapped__, raised, ERROR, entry)
 
     @_setter
@@ -255,15 +233,15 @@ class SpanProxy(_ObjectProxy):
         In strict mode what was left open raises `OrphanedSpanError`, and a second end
         `SpanAlreadyEndedError`, after everything is recorded.
         """
-        if self._self_opened is not None:
-            self._self_opened.end_by_user(outputs, attributes, status, end_time_ns)
+        if self._self_owner is not None:
+            self._self_owner.end_by_user(outputs, attributes, status, end_time_ns)
             return
         # A span of another API, got by current_span().
         if not self._self_writable():
             return
-        entry = registry.entry_of(_mlflow.otel_span(self.__wrapped__))
+        entry = registry.entry_of(spans.otel_span(self.__wrapped__))
         if entry is not None:
-            registry.close_descendants(entry)
+            orphans.close_descendants(entry)
         if outputs is not None:
             self.set_outputs(outputs)
         if attributes is not None:
@@ -277,7 +255,7 @@ class SpanProxy(_ObjectProxy):
 
     def _self_writable(self) -> bool:
         span = self.__wrapped__
-        otel = _mlflow.recording_span(span)
+        otel = spans.recording_span(span)
         if (otel is None or otel.end_time is None) and not self._self_is_waiting():
             return True
         self._self_found(
@@ -292,14 +270,14 @@ class SpanProxy(_ObjectProxy):
 
     def _self_is_waiting(self) -> bool:
         """Tell a root that is closed, and only waits for what outlives it."""
-        entry = self._self_opened.entry if self._self_opened is not None else None
+        entry = self._self_owner.entry if self._self_owner is not None else None
         return entry is not None and entry.awaits is not None
 
     def _self_found(self, *findings: SpanguardError | None) -> None:
         found = [finding for finding in findings if finding is not None]
         if not found:
             return
-        if self._self_opened is not None and self._self_opened.keep(found):
+        if self._self_owner is not None and self._self_owner.keep(found):
             return
         settle(found, strict=False, raised=None, site=user_site())
 

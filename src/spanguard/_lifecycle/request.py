@@ -6,7 +6,6 @@ import inspect
 import re
 from typing import Any
 
-from spanguard import _mlflow
 from spanguard._base.site import CalledFunction
 from spanguard._base.values import (
     attribute_of,
@@ -17,10 +16,13 @@ from spanguard._base.values import (
     text_of,
     truth_of,
 )
-from spanguard._record.payload import clean_labels, clean_text, shortened, whole_text
+from spanguard._mlflow import names, starting
+from spanguard._record.payload import clean_labels
+from spanguard._record.text import clean_text, shortened, whole_text
 from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError
 
-__all__ = ["SpanRequest", "no_client", "read_time"]
+__all__ = ["MAX_SPAN_NAME_CHARS", "SpanRequest", "no_client", "read_time"]
+
 
 MAX_SPAN_NAME_CHARS = 4_000
 # A longer session id costs the whole trace on newer versions of MLflow (test_custom.py).
@@ -231,7 +233,7 @@ class SpanRequest:
     def _log_level(self, level: Any) -> Any:
         name = text_of(level)
         level = level if name is None else name
-        if _mlflow.is_log_level(level):
+        if starting.is_log_level(level):
             return level
         self._found(
             f"log_level of span {self.name!r} is none of MLflow's; it was ignored. Pass one of "
@@ -313,8 +315,8 @@ class SpanRequest:
         """Return the trace's metadata, session, user and run among them, by MLflow's names."""
         metadata = clean_labels(self.metadata) if self.metadata is not None else {}
         if self.run_id is not None:
-            metadata[_mlflow.RUN_KEY] = clean_text(self.run_id)
-        for key, value in ((_mlflow.SESSION_KEY, self.session_id), (_mlflow.USER_KEY, self.user)):
+            metadata[names.RUN_KEY] = clean_text(self.run_id)
+        for key, value in ((names.SESSION_KEY, self.session_id), (names.USER_KEY, self.user)):
             given = metadata.get(key) if value is None else value
             if given is not None:
                 metadata[key] = shortened(whole_text(given), MAX_SESSION_CHARS)

@@ -15,7 +15,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from spanguard._base.findings import contained
 
-__all__ = ["KeepingBuffer", "Policy"]
+__all__ = ["KeepingBuffer", "ROOM"]
+
 
 T = TypeVar("T")
 _Trace = TypeVar("_Trace", contravariant=True)

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
-__all__ = ["Ledger", "Loss"]
+__all__ = ["Ledger"]
+
 
 # Of traces that nobody asks for by flush(), so many are remembered; older ones are forgotten.
 _MAX_REMEMBERED = 20_000

@@ -10,11 +10,13 @@ from typing import TypeVar, cast
 
 import mlflow
 from mlflow.entities import Trace
+from mlflow.tracking import MlflowClient
 
-from spanguard import _mlflow
 from spanguard._base.findings import internal_error, logger
+from spanguard._mlflow import destination, test_recording
 
 __all__ = ["ask", "find_by_tag", "get_trace", "read"]
+
 
 T = TypeVar("T")
 
@@ -33,9 +35,9 @@ def ask(what: str, question: Callable[[], T]) -> T | None:
     While a question is still without an answer the same store is asked no other, and None comes
     back at once: a dead server costs one start in minutes the wait, and the process one thread.
     """
-    if _mlflow.is_recording():  # a test without a store
+    if test_recording.is_recording():  # a test without a store
         return None
-    uri = _mlflow.tracking_uri()
+    uri = destination.tracking_uri()
     earlier = _unanswered.get(uri)
     if earlier is not None and earlier.is_alive():
         return None
@@ -96,7 +98,7 @@ _MAX_PAGES = 20
 
 
 def _ids_by_tag(key: str, value: str) -> Iterator[str]:
-    client = _mlflow.MlflowClient()
+    client = MlflowClient()
     experiments = [found.experiment_id for found in mlflow.search_experiments()]
     for start in range(0, len(experiments), _EXPERIMENTS_AT_A_TIME):
         token: str | None = None

@@ -26,6 +26,7 @@ __all__ = [
     "put_aside",
 ]
 
+
 Work = Callable[[], object]
 
 # By the thread that is to do it: another one that ends a root while its thread opens a child

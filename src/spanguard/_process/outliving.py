@@ -14,17 +14,14 @@ from collections.abc import Callable
 
 from spanguard._base.config import current_limits
 from spanguard._base.findings import contained, settle
+from spanguard._base.open_span import OpenSpan
 from spanguard._base.site import Site
-from spanguard._process import registry as _registry
-from spanguard._process.registry import Entry, OpenSpan
+from spanguard._process import orphans, registry
+from spanguard._process.registry import Entry
 from spanguard.exceptions import OrphanedSpanError
 
-__all__ = [
-    "await_descendants",
-    "forget_waiting",
-    "wait_for_descendants",
-    "what_is_waited_for",
-]
+__all__ = ["await_descendants", "forget_waiting", "wait_for_descendants", "what_is_waited_for"]
+
 
 # How often the keeper looks whether strands are over, and how long it stays without work.
 _LOOK_SECONDS = 0.2
@@ -49,11 +46,11 @@ class _Waiting:
             return
         try:
             # The claim of the block is handed on to who ends the root now.
-            _registry.hand_claim_over(self.entry)
+            registry.hand_claim_over(self.entry)
             with contained("ending a root that has waited for its descendants"):
                 self._end()
         finally:
-            _registry.make_sure_of_end(self.entry)
+            orphans.make_sure_of_end(self.entry)
             self.entry.awaits = None
 
     def close_what_is_over(self, now: float) -> None:
@@ -63,7 +60,7 @@ class _Waiting:
         try:
             closed = [
                 found
-                for child in _registry.descendants_of(self.entry)
+                for child in orphans.descendants_of(self.entry)
                 if everything or child.strand.is_over
                 for found in self._close(child)
             ]
@@ -76,7 +73,7 @@ class _Waiting:
                 self.end()
 
     def _close(self, child: Entry) -> list[tuple[OpenSpan, Site]]:
-        report = _registry.close_orphan(child, self.entry.label)
+        report = orphans.close_orphan(child, self.entry.label)
         return [] if report is None else [(report, child.site)]
 
 
@@ -109,7 +106,7 @@ def what_is_waited_for() -> str | None:
     waiting = [one for one in list(_waiting.values()) if one.entry.children]
     if not waiting:
         return None
-    report = _registry.descendants_of(waiting[0].entry)[-1].report()
+    report = orphans.descendants_of(waiting[0].entry)[-1].report()
     return (
         f"{len(waiting)} closed roots wait for spans that run on under them: {report}. Their "
         "traces are stored when those have ended: call flush() again, with more time."

@@ -13,11 +13,12 @@ from spanguard._base.config import current_limits
 from spanguard._base.findings import contained, internal_error, settle
 from spanguard._base.site import user_site
 from spanguard._base.values import items_of, whole_number_of
-from spanguard._process import exit as _exit
-from spanguard._record.payload import clean_text, safe_repr
+from spanguard._process import flush, reports
+from spanguard._record.text import clean_text, safe_repr
 from spanguard.exceptions import InvalidSpanArgumentError
 
 __all__ = ["install_signal_handlers"]
+
 
 # How long the interrupted code may hold a lock that closing needs before it gets to go on.
 _LOCKED_SECONDS = 1.0
@@ -119,11 +120,11 @@ class _Handler:
 
     def _close(self) -> None:
         with contained("closing spans on a signal"):
-            _exit.close_all(_name(self._number))
+            reports.close_all(_name(self._number))
         with self._turn:
             self._has_closed.set()
             raise_again = self._raise_again
-        _exit.store_or_say(current_limits().exit_seconds)
+        flush.store_or_say(current_limits().exit_seconds)
         if raise_again:
             os.kill(os.getpid(), self._number)
 

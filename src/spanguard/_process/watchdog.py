@@ -15,13 +15,14 @@ from spanguard._base.findings import contained, logger, warn_once
 from spanguard._base.settings import Block, Mark, Setting, context_settings, innermost
 from spanguard._base.values import number_of
 from spanguard._process import exit as _exit
-from spanguard._process import registry as _registry
+from spanguard._process import registry
 from spanguard._process.dropped import put_aside
 from spanguard._process.registry import Entry
-from spanguard._record.payload import clean_text, safe_repr
+from spanguard._record.text import clean_text, safe_repr
 from spanguard.exceptions import SpanOpenTooLongWarning
 
 __all__ = ["watch"]
+
 
 # It looks again when the next span is due, but waits at least this part of the limit: where
 # spans become due one after another, they are told of together.
@@ -54,7 +55,7 @@ class Watchdog:
     def _pause(self) -> float:
         # A span that is not open yet cannot be due before the whole limit has passed.
         now = time.monotonic()
-        waiting = [entry.started for entry in _registry.open_entries() if _is_news(entry)]
+        waiting = [entry.started for entry in registry.open_entries() if _is_news(entry)]
         due = min(waiting, default=now) + self.seconds - now
         return min(max(due, _MIN_PAUSE * self.seconds), threading.TIMEOUT_MAX)
 
@@ -74,7 +75,7 @@ def _due(seconds: float) -> list[Entry]:
     global _told_until
     with _lock:
         until = time.monotonic() - seconds
-        due = [e for e in _registry.open_entries() if _is_news(e) and e.started <= until]
+        due = [e for e in registry.open_entries() if _is_news(e) and e.started <= until]
         _told_until = max(_told_until, until)
     return due
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-__all__ = ["Cloudpickle", "cloudpickle_asking", "ray_asking"]
+__all__ = ["cloudpickle_asking", "ray_asking"]
 
 
 class Cloudpickle:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 __all__ = ["Encounters", "Meets", "meet"]
 
+
 # Of each trace the last so many: it matters what passes through the spans that are open now.
 _MAX_REMEMBERED = 128
 

@@ -7,11 +7,24 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from spanguard._base.config import current_limits
+from spanguard._base.interrupts import is_the_users
 from spanguard._base.tasks import is_cancellation
-from spanguard._base.values import attribute_of, is_raised_as, is_the_users
-from spanguard._record.payload import clean_text
+from spanguard._base.values import attribute_of, is_raised_as
+from spanguard._record.text import clean_text
 
-__all__ = ["ABANDONED", "OK", "ORPHANED", "Outcome", "classify", "describe", "stack_trace"]
+__all__ = [
+    "ABANDONED",
+    "CLOSED_EARLY",
+    "ERROR",
+    "OK",
+    "ORPHANED",
+    "Outcome",
+    "classify",
+    "describe",
+    "event_attributes",
+    "stack_trace",
+]
+
 
 Status = Literal["OK", "ERROR"]
 

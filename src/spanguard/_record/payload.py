@@ -9,45 +9,38 @@ MLflow would encode them and, where that fails, by a `repr` that cannot raise.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-from spanguard import _mlflow
 from spanguard._base.config import current_limits
-from spanguard._base.values import is_a, is_mapping, is_the_users, kind_name, text_of
+from spanguard._base.interrupts import is_the_users
+from spanguard._base.values import is_a, is_mapping, kind_name
+from spanguard._mlflow import names, payloads
+from spanguard._record.text import SHORT_STRING, clean_text, cut, is_utf8, safe_repr, utf8
 
 __all__ = [
     "Budget",
+    "MAX_LABEL_CHARS",
     "as_mapping",
     "clean",
     "clean_attributes",
     "clean_facts",
     "clean_key",
     "clean_labels",
-    "clean_text",
-    "is_plain",
     "is_plain_under",
     "is_simple",
     "known_keys",
-    "safe_repr",
-    "shortened",
-    "whole_text",
 ]
 
+
 MAX_DEPTH = 100
-MAX_NAME_CHARS = 250
 MAX_LABEL_CHARS = 4_000  # a tag's or a metadata entry's value
-_DIGEST_CHARS = 16
 _INT64 = 2**63 - 1
 _MAX_DECIMAL_BITS = 10_000  # below Python's limit of 4300 digits
 _NODE_CHARS = 8  # what a number, a separator or a bracket costs of the budget
 
 _MAX_PAIRS = 10_000  # of an iterable that may have no end
-
-_SHORT_STRING = 255  # below this nobody encodes a picture
 
 _NOT_PLAIN = -1
 
@@ -88,7 +81,7 @@ def is_plain_under(value: Any, limit: int) -> bool:
     """Do what `is_plain` does under a cap that is known: most attributes are one short value."""
     kind = type(value)
     if kind is str:
-        return len(value) <= limit and (value.isascii() or _is_utf8(value))
+        return len(value) <= limit and (value.isascii() or is_utf8(value))
     return kind is bool or kind is float or _is_within(value, limit, any_string=True)
 
 
@@ -108,9 +101,9 @@ def _plain_cost(value: Any, depth: int, limit: int, any_string: bool) -> int:
     """Return the characters a plain JSON value takes, or _NOT_PLAIN."""
     kind = type(value)
     if kind is str:
-        if not (value.isascii() or _is_utf8(value)):
+        if not (value.isascii() or is_utf8(value)):
             return _NOT_PLAIN
-        if not any_string and (len(value) > _SHORT_STRING or value.startswith("data:")):
+        if not any_string and (len(value) > SHORT_STRING or value.startswith("data:")):
             return _NOT_PLAIN
         return len(value)
     if kind is int:
@@ -122,12 +115,12 @@ def _plain_cost(value: Any, depth: int, limit: int, any_string: bool) -> int:
     total = _NODE_CHARS
     if kind is dict:
         for key, item in value.items():
-            if type(key) is not str or not (key.isascii() or _is_utf8(key)):
+            if type(key) is not str or not (key.isascii() or is_utf8(key)):
                 return _NOT_PLAIN
-            if not any_string and key in _mlflow.ATTACHMENT_KEYS:
+            if not any_string and key in names.ATTACHMENT_KEYS:
                 return _NOT_PLAIN
             of_item = type(item)
-            if of_item is str and len(item) <= _SHORT_STRING and item.isascii():
+            if of_item is str and len(item) <= SHORT_STRING and item.isascii():
                 # The most frequent of all, without a call.
                 cost = _NOT_PLAIN if not any_string and item.startswith("data:") else len(item)
             else:
@@ -144,14 +137,6 @@ def _plain_cost(value: Any, depth: int, limit: int, any_string: bool) -> int:
                 return _NOT_PLAIN
         return total
     return _NOT_PLAIN
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # lone surrogates: the store would refuse the whole span
-        return False
-    return True
 
 
 class _Rebuilder:
@@ -171,7 +156,7 @@ class _Rebuilder:
             return self._integer(value)
         if is_a(value, float):
             return float.__add__(value, 0.0)
-        if _mlflow.is_attachment(value):
+        if payloads.is_attachment(value):
             return value
         if is_a(value, (dict, list, tuple)):
             return self._container(value, depth)
@@ -217,7 +202,7 @@ class _Rebuilder:
         if depth <= 0:
             return self._text(safe_repr(value))
         try:
-            encoded = json.dumps(value, cls=_mlflow.payload_encoder(), ensure_ascii=False)
+            encoded = json.dumps(value, cls=payloads.payload_encoder(), ensure_ascii=False)
             plain = json.loads(encoded)
         except BaseException as error:
             if is_the_users(error):
@@ -233,7 +218,7 @@ class _Rebuilder:
         return self._text(int.__repr__(number) if decimal else hex(number))
 
     def _text(self, text: str) -> str:
-        text = _cut(_utf8(text), max(self.left, 0))
+        text = cut(utf8(text), max(self.left, 0))
         self.left -= len(text)
         return text
 
@@ -247,60 +232,6 @@ def _key_text(key: Any) -> str:
         big = is_a(key, int) and int.bit_length(whole) > _MAX_DECIMAL_BITS
         return hex(int.__add__(whole, 0)) if big else json.dumps(key)
     return safe_repr(key)
-
-
-def _utf8(text: str) -> str:
-    if text.isascii() or _is_utf8(text):
-        return text
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _cut(text: str, limit: int) -> str:
-    if len(text) <= limit:
-        return text
-    return f"{text[:limit]}[spanguard: {len(text) - limit} characters cut]"
-
-
-def _shown(render: Callable[[Any], str], value: Any) -> str:
-    try:
-        text = render(value)
-        return str.__str__(text)
-    except BaseException as error:
-        if is_the_users(error):
-            raise
-        return f"<{kind_name(value)} object, its text raised {kind_name(error)}>"
-
-
-def _as_text(value: Any) -> str:
-    """Return a string itself, of anything else its text."""
-    text = text_of(value)
-    return _shown(str, value) if text is None else text
-
-
-def safe_repr(value: Any) -> str:
-    """Return `repr(value)`, or what there is to say when that raises."""
-    return _shown(repr, value)
-
-
-def clean_text(value: Any, limit: int = MAX_NAME_CHARS) -> str:
-    """Return `str(value)` as valid UTF-8 without NULs, cut at `limit` characters."""
-    text = value if type(value) is str else _as_text(value)
-    if len(text) <= limit and text.isascii() and "\x00" not in text:
-        return text
-    return _cut(_utf8(text[: limit + 1_000_000]).replace("\x00", "\\x00"), limit)
-
-
-def whole_text(value: Any) -> str:
-    """Return `str(value)` as valid UTF-8 without NULs, uncut."""
-    return _utf8(_as_text(value)).replace("\x00", "\\x00")
-
-
-def shortened(text: str, limit: int) -> str:
-    """Return a text that fits in so many characters; two texts that differ stay different."""
-    if len(text) <= limit:
-        return text
-    digest = hashlib.sha256(text.encode()).hexdigest()[:_DIGEST_CHARS]
-    return f"{text[: limit - _DIGEST_CHARS - 1]}~{digest}"
 
 
 # Keys that are clean as they are: a program has few, and uses them again and again.
@@ -348,7 +279,7 @@ def _fact(value: Any) -> Any:
         kinds = {type(item) for item in cleaned}
         if len(kinds) == 1 and kinds.issubset(_SCALARS):
             return list(cleaned)
-    return json.dumps(cleaned, cls=_mlflow.payload_encoder(), ensure_ascii=False)
+    return json.dumps(cleaned, cls=payloads.payload_encoder(), ensure_ascii=False)
 
 
 def as_mapping(value: Any) -> dict[Any, Any]:

@@ -10,25 +10,50 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from spanguard import _mlflow
+from mlflow.entities import SpanStatus, SpanStatusCode
+
 from spanguard._base.config import current_limits
 from spanguard._base.findings import contained
 from spanguard._base.values import number_of, text_of
-from spanguard._mlflow import SpanStatus, SpanStatusCode
+from spanguard._mlflow import ending, spans, writing
+from spanguard._mlflow.names import (
+    AGGREGATED_KEYS,
+    INPUTS_KEY,
+    OUTPUTS_KEY,
+    SPAN_TYPE_KEY,
+    TEXT_KEYS,
+    is_reserved,
+)
 from spanguard._record.encounters import Meets, meet
 from spanguard._record.outcome import Outcome, describe, event_attributes
 from spanguard._record.payload import (
     as_mapping,
     clean,
     clean_key,
-    clean_text,
     is_plain_under,
     is_simple,
     known_keys,
 )
+from spanguard._record.text import clean_text
 from spanguard.exceptions import InvalidSpanArgumentError
 
-__all__ = ["attribute", "attributes", "end", "exception", "inputs", "orphan", "outputs"]
+__all__ = [
+    "attribute",
+    "attribute_names",
+    "attributes",
+    "end",
+    "error",
+    "exception",
+    "explain_end",
+    "inputs",
+    "orphan",
+    "outcome",
+    "outputs",
+    "start",
+    "status_ok_unless_error",
+    "taken_outputs",
+]
+
 
 OUTCOME = "spanguard.outcome"
 OPENED_AT = "spanguard.opened_at"
@@ -39,7 +64,7 @@ MORE_ATTRIBUTES = "spanguard.more_attributes"
 EXCEPTION = "exception"
 EXPECTED_EXCEPTION = "expected_exception"
 
-_ERROR = _mlflow.OTEL_ERROR
+_ERROR = ending.OTEL_ERROR
 
 _NOT_THE_USERS = ("mlflow.", "spanguard.")
 
@@ -54,11 +79,11 @@ def start(span: Any, span_type: str | None, value: Any, named: dict[str, Any]) -
         named: its attributes, under keys that `attribute_names` has made.
     """
     with contained("recording what a span starts with"):
-        otel = _mlflow.recording_span(span)
-        plain: dict[str, Any] = {} if span_type is None else {_mlflow.SPAN_TYPE_KEY: span_type}
+        otel = spans.recording_span(span)
+        plain: dict[str, Any] = {} if span_type is None else {SPAN_TYPE_KEY: span_type}
         if value is not None:
             if otel is not None and is_simple(value):
-                plain[_mlflow.INPUTS_KEY] = value
+                plain[INPUTS_KEY] = value
             else:
                 inputs(span, value)
         caps = current_limits()
@@ -69,7 +94,7 @@ def start(span: Any, span_type: str | None, value: Any, named: dict[str, Any]) -
             else:
                 _set(span, name, attribute_value)
         if plain:
-            _mlflow.write_plain(otel, plain)
+            writing.write_plain(otel, plain)
 
 
 def attribute_names(
@@ -81,10 +106,10 @@ def attribute_names(
     for key, value in values.items():
         name = key if type(key) is str and key in known_keys else clean_key(key)
         if name.startswith("mlflow."):
-            if _mlflow.is_reserved(name):
+            if is_reserved(name):
                 findings.append(reserved_key(name))
                 name = f"user.{name}"
-            elif name in _mlflow.AGGREGATED_KEYS:
+            elif name in AGGREGATED_KEYS:
                 name, value = _aggregated(name, value, findings)
         named[name] = value
     return named, findings
@@ -92,7 +117,7 @@ def attribute_names(
 
 def _aggregated(name: str, value: Any, findings: list[InvalidSpanArgumentError]) -> tuple[str, Any]:
     """Return what MLflow sums up over a trace as it must be: else it loses the trace."""
-    if name in _mlflow.TEXT_KEYS:
+    if name in TEXT_KEYS:
         text = text_of(value)
         if text is not None:
             return name, text
@@ -106,7 +131,7 @@ def _aggregated(name: str, value: Any, findings: list[InvalidSpanArgumentError])
         }
         if fitting and len(fitting) == len(given):
             return name, fitting
-    wanted = "a string" if name in _mlflow.TEXT_KEYS else "a dict of names and numbers"
+    wanted = "a string" if name in TEXT_KEYS else "a dict of names and numbers"
     findings.append(
         InvalidSpanArgumentError(
             f"The attribute {name!r} is MLflow's own and must be {wanted}: with anything else "
@@ -122,9 +147,9 @@ _MOST = 2**53  # what a database keeps of a number
 def inputs(span: Any, value: Any) -> None:
     """Set the inputs."""
     with contained("recording inputs"):
-        otel = _mlflow.recording_span(span)
+        otel = spans.recording_span(span)
         if otel is not None and is_simple(value):
-            _mlflow.write_plain(otel, {_mlflow.INPUTS_KEY: value})
+            writing.write_plain(otel, {INPUTS_KEY: value})
         else:
             span.set_inputs(clean(value))
 
@@ -132,9 +157,9 @@ def inputs(span: Any, value: Any) -> None:
 def outputs(span: Any, value: Any) -> None:
     """Set the outputs."""
     with contained("recording outputs"):
-        otel = _mlflow.recording_span(span)
+        otel = spans.recording_span(span)
         if otel is not None and is_simple(value):
-            _mlflow.write_plain(otel, {_mlflow.OUTPUTS_KEY: value})
+            writing.write_plain(otel, {OUTPUTS_KEY: value})
         else:
             span.set_outputs(clean(value))
 
@@ -155,8 +180,8 @@ def attributes(span: Any, values: dict[Any, Any]) -> list[InvalidSpanArgumentErr
     """Set several attributes; return a finding for each reserved key."""
     named, findings = attribute_names(values)
     with contained("recording attributes"):
-        otel = _mlflow.recording_span(span)
-        count = len(named) + _mlflow.attribute_count(span)
+        otel = spans.recording_span(span)
+        count = len(named) + writing.attribute_count(span)
         caps = current_limits()
         room = otel is not None and count <= caps.attributes
         plain: dict[str, Any] = {}
@@ -166,7 +191,7 @@ def attributes(span: Any, values: dict[Any, Any]) -> list[InvalidSpanArgumentErr
             else:
                 _set(span, name, value)
         if plain:
-            _mlflow.write_plain(otel, plain)
+            writing.write_plain(otel, plain)
     return findings
 
 
@@ -180,14 +205,14 @@ def reserved_key(name: str) -> InvalidSpanArgumentError:
 def _set(span: Any, name: str, value: Any) -> None:
     with contained("recording an attribute"):
         cap = current_limits().attributes
-        if _mlflow.attribute_count(span) >= cap and _is_over(span, name, cap):
+        if writing.attribute_count(span) >= cap and _is_over(span, name, cap):
             _fold(span, name, value)
         else:
             span.set_attribute(name, clean(value))
 
 
 def _is_over(span: Any, name: str, cap: int) -> bool:
-    names = _mlflow.attribute_names(span)
+    names = spans.attribute_names(span)
     return name not in names and sum(not key.startswith(_NOT_THE_USERS) for key in names) >= cap
 
 
@@ -227,7 +252,7 @@ def exception(span: Any, raised: BaseException, ended: Outcome, met_in: Meets) -
         with contained("recording an exception"):
             name = EXCEPTION if ended.status == "ERROR" else EXPECTED_EXCEPTION
             happened = event_attributes(raised, with_stack=not met_before)
-            span.add_event(_mlflow.make_event(name, happened))
+            span.add_event(writing.make_event(name, happened))
     if ended.status == "ERROR":
         described = describe(raised)
         for key, value in described.items():
@@ -246,7 +271,7 @@ def orphan(span: Any, ended: Outcome, *, opened_at: str, orphaned_by: str) -> No
     outcome(span, ended)
     _own(span, OPENED_AT, opened_at)
     _own(span, ORPHANED_BY, orphaned_by)
-    if ended.status == "ERROR" and _mlflow.status_code(span) != "ERROR":
+    if ended.status == "ERROR" and ending.status_code(span) != "ERROR":
         error(span, f"{ended.name}: {_left_open(opened_at, orphaned_by)}")
 
 
@@ -259,7 +284,7 @@ _NO_WHY = "the status was set to ERROR"
 
 def _why(span: Any) -> dict[str, str]:
     """Return the `exception` event of an ERROR that no exception tells of."""
-    opened_at, why = span.get_attribute(OPENED_AT), _mlflow.description(span)
+    opened_at, why = span.get_attribute(OPENED_AT), ending.description(span)
     if opened_at is not None:
         why = _left_open(opened_at, span.get_attribute(ORPHANED_BY))
     return {
@@ -270,22 +295,22 @@ def _why(span: Any) -> dict[str, str]:
 
 def explain_end(otel: Any) -> None:
     """See to it that an ERROR which another API's end has brought about is seen too."""
-    if not _mlflow.has_event(otel, EXCEPTION):
+    if not writing.has_event(otel, EXCEPTION):
         why = otel.status.description or _NO_WHY
         attributes = {"exception.type": "error", "exception.message": clean_text(why)}
-        _mlflow.add_last_event(otel, EXCEPTION, attributes)
+        writing.add_last_event(otel, EXCEPTION, attributes)
 
 
 def error(span: Any, text: str) -> None:
     """Set status ERROR, whatever was set before."""
     with contained("setting the status"):
-        _mlflow.set_error(span, clean_text(text, current_limits().message_chars))
+        ending.set_error(span, clean_text(text, current_limits().message_chars))
 
 
 def status_ok_unless_error(span: Any) -> None:
     """Set the status that a span ends with, where the end itself has to wait."""
     with contained("setting the status"):
-        if _mlflow.status_code(span) != "ERROR":
+        if ending.status_code(span) != "ERROR":
             span.set_status(SpanStatus(SpanStatusCode.OK))
 
 
@@ -301,24 +326,24 @@ def end(
     end_time_ns: int | None = None,
 ) -> None:
     """End with an explicit status, ERROR if it is already that; make sure that it has ended."""
-    otel = _mlflow.recording_span(span)
+    otel = spans.recording_span(span)
     if otel is not None:
         if _folded and span in _folded:
             with contained("recording attributes over the cap"):
                 _write_folded(span, _folded.pop(span))
         if otel.start_time > (end_time_ns or time.time_ns()):
             end_time_ns = otel.start_time  # never before its start: the duration would be negative
-        if otel.status.status_code is _ERROR and not _mlflow.has_event(otel, EXCEPTION):
+        if otel.status.status_code is _ERROR and not writing.has_event(otel, EXCEPTION):
             with contained("recording why a span is an error"):
-                span.add_event(_mlflow.make_event(EXCEPTION, _why(span), end_time_ns))
+                span.add_event(writing.make_event(EXCEPTION, _why(span), end_time_ns))
     try:
         with contained("ending a span"):
             if ender is None:
-                _mlflow.end_live(span, end_time_ns)
+                ending.end_live(span, end_time_ns)
             else:
-                is_error = _mlflow.status_code(span) == "ERROR"
+                is_error = ending.status_code(span) == "ERROR"
                 code = SpanStatusCode.ERROR if is_error else SpanStatusCode.OK
-                ender(SpanStatus(code, _mlflow.description(span)), end_time_ns)
+                ender(SpanStatus(code, ending.description(span)), end_time_ns)
     finally:
         if otel is not None and otel.end_time is None:
-            _mlflow.end_bare(otel, end_time_ns)
+            ending.end_bare(otel, end_time_ns)

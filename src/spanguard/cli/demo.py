@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DemoError", "run"]
 
+
 PACKAGE = "email"
 EXPERIMENT = "spanguard-demo"
 PORT = 5000

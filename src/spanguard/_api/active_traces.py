@@ -1,0 +1,120 @@
+"""The traces that are open under a business id."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from mlflow.entities import LiveSpan
+
+from spanguard._api.custom_ids import (
+    client_request_id,
+)
+from spanguard._base.findings import contained
+from spanguard._lifecycle import chosen_ids
+from spanguard._lifecycle.handle import OpenedSpan
+from spanguard._lifecycle.opening import open_span
+from spanguard._lifecycle.request import SpanRequest
+from spanguard._mlflow import memory, starting
+from spanguard._record.text import whole_text
+
+__all__ = ["ActiveTraces"]
+
+
+# Of all managers, held for a look into one. Re-entrant: a finalizer may end a trace meanwhile.
+_lock = threading.RLock()
+
+
+def _renew_lock_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()  # another thread of the parent may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock_in_child)
+
+
+class ActiveTraces:
+    """Open traces by their business id: claimed, taken, let go: see `CustomTraceManager`."""
+
+    def __init__(
+        self,
+        client: Any = None,
+        *,
+        id_factory: Callable[[Any, Any], str] | None = None,
+        strict: bool | None = None,
+    ) -> None:
+        self._client = client
+        self._id_factory = id_factory
+        self._strict = strict
+        # By custom id, of all threads and tasks; None: about to start. What another API ended is
+        # in it until the next look.
+        self._traces: dict[str, OpenedSpan | None] = {}
+
+    def _claim(self, custom_id: str, request: SpanRequest) -> bool:
+        """Take an id for a trace that is about to start; False if one has it, here or stored."""
+        with _lock:
+            self._forget_ended()
+            if custom_id in self._traces:
+                return False
+            self._traces[custom_id] = None
+        is_free = False
+        try:
+            is_free = chosen_ids.reserve(request)
+        finally:
+            if not is_free:
+                self._traces.pop(custom_id, None)
+        return is_free
+
+    def _open(self, custom_id: str, request: SpanRequest) -> OpenedSpan:
+        try:
+            opened = open_span(request, activate=False)
+        except BaseException:
+            self._traces.pop(custom_id, None)
+            raise
+        if not starting.is_noop(opened.live):
+            with contained("recording a client request id"):
+                memory.set_client_request_id(opened.live.trace_id, client_request_id(custom_id))
+        with _lock:
+            self._traces[custom_id] = opened
+        return opened
+
+    def _take(self, custom_id: str) -> OpenedSpan | None:
+        """Take an open trace off the manager. Exactly one caller gets it, in whatever thread."""
+        with _lock:
+            opened = self._traces.get(custom_id)
+            if opened is None:
+                return None
+            del self._traces[custom_id]
+        return opened if opened.is_open else None
+
+    def _let_go(self, custom_id: str, opened: OpenedSpan) -> None:
+        with _lock:
+            if self._traces.get(custom_id) is opened:
+                del self._traces[custom_id]
+
+    def _forget_ended(self) -> None:
+        """Let go of what another API has ended. Call it locked."""
+        for custom_id, opened in list(self._traces.items()):
+            if opened is not None and not opened.is_open:
+                self._let_go(custom_id, opened)
+
+    # -- looking
+
+    def get_active_trace(self, custom_trace_id: str) -> LiveSpan | None:
+        """Return the root span of the open trace that this manager started under an id, or None."""
+        opened = self._traces.get(whole_text(custom_trace_id))
+        return opened.proxy if opened is not None and opened.is_open else None  # type: ignore[return-value]
+
+    @property
+    def active_traces(self) -> Mapping[str, LiveSpan]:
+        """The root spans of the open traces by custom id, read-only, as it is now.
+
+        A trace leaves it when it ends, by whatever API.
+        """
+        traces = list(self._traces.items())
+        active: Any = {key: one.proxy for key, one in traces if one is not None and one.is_open}
+        return MappingProxyType(active)

@@ -1,0 +1,70 @@
+"""MLflow's tracer provider: heard of every span, and followed when MLflow replaces it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from mlflow.tracing import provider as _provider_module
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+
+from spanguard._mlflow.active import mode
+
+__all__ = [
+    "add_to",
+    "current_provider",
+    "follower",
+    "initialize",
+    "listening",
+    "processors_of",
+    "provider_in_force",
+    "recorder",
+    "tracer",
+    "watch_lock",
+    "watched",
+]
+
+
+# -- hearing of every span ---------------------------------------------------------------------
+
+watch_lock = threading.RLock()  # re-entrant: a finalizer may open a span meanwhile
+watched: Any = None
+listening: SpanProcessor | None = None  # ours, once it was added
+tracer: Any = None  # of the watched provider
+
+
+def provider_in_force() -> Any:
+    # The attribute where there is one: provider.get() asks the environment each time.
+    wrapper: Any = _provider_module.provider
+    if mode.isolated:
+        return getattr(wrapper, "_isolated_tracer_provider", None) or wrapper.get()
+    return wrapper.get()
+
+
+def add_to(processor: SpanProcessor, provider: Any) -> None:
+    if isinstance(provider, TracerProvider) and processor not in processors_of(provider):
+        provider.add_span_processor(processor)
+
+
+follower: SpanProcessor | None = None
+initialize: Callable[..., None] | None = None  # MLflow's own, once we stand in its place
+
+
+def current_provider() -> object:
+    """Return what now receives new spans, to notice later that it was replaced."""
+    recording = recorder
+    if recording is not None:  # hidden for the length of a recording, not replaced
+        return recording.hidden_provider
+    state = getattr(_provider_module, "_trace_disabled_state", None)
+    if state and state.get("depth"):  # hidden for the length of a call of MLflow's, not replaced
+        return state.get("saved_provider")
+    return provider_in_force()
+
+
+recorder: Any = None
+
+
+def processors_of(provider: Any) -> tuple[Any, ...]:
+    active = getattr(provider, "_active_span_processor", None)
+    return tuple(getattr(active, "_span_processors", ()))
