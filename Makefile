@@ -1,6 +1,12 @@
-# make demo   a real job, traced, read back from the store and drawn
-# make test   the whole suite
-# Both set up what they need in .venv first; a Python >= 3.10 is all they ask for.
+# make demo                run a real job, traced; read its trace back from the store and draw it
+# make test                the whole suite, on the newest MLflow
+# make test-oldest         the whole suite, on the oldest Python and MLflow
+# make test-newest-python  the whole suite, on the newest Python
+# make lint                ruff, mypy and pyright
+# make bench               what one span costs, beside the raw client and others
+# make clean               remove the environments that these have set up
+# make help                print this list
+# Each sets up what it needs in .venv first; a Python from 3.10 to 3.13 is all it asks for.
 
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3.10 python3 python; do \
 	  $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null \
