@@ -31,7 +31,7 @@ from tests.store import Store, await_true, outcome, status
 
 @pytest.fixture(autouse=True)
 def stored_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the README advises for MLflow 3.10: else each span is stored in the event loop.
+    """As docs/asgi.md advises for MLflow 3.10: else each span is stored in the event loop.
 
     SQLite lets no two threads write at once, and what waits for longer than 20 seconds is lost.
     """

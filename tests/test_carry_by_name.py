@@ -166,7 +166,7 @@ def test_apscheduler_refuses_to_store_it_and_runs_it_from_memory(
 
 
 def attached_work(headers: dict[str, str]) -> str:
-    """Do work as README.md tells tasks to."""
+    """Do work as docs/carrying.md tells tasks to."""
     with TraceContext.from_headers(headers).attach():
         return work("attached")
 
