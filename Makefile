@@ -2,7 +2,10 @@
 # make test                the whole suite, on the newest MLflow
 # make test-oldest         the whole suite, on the oldest Python and MLflow
 # make test-newest-python  the whole suite, on the newest Python
-# make lint                ruff, mypy and pyright
+# make test-versions       what depends on MLflow, on each minor version from 3.10 to 3.17
+# make test-next           the same, on the next MLflow, pre-releases too
+# make wheel               build wheel and sdist; install the wheel elsewhere, and try it there
+# make lint                ruff, mypy, pyright, and the arrows between the packages
 # make bench               what one span costs, beside the raw client and others
 # make clean               remove the environments that these have set up
 # make help                print this list
@@ -19,7 +22,7 @@ VENV ?= .venv
 PYTEST_ARGS ?= -n 3 -q
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-oldest test-newest-python lint bench clean help
+.PHONY: demo test test-oldest test-newest-python test-versions test-next wheel lint bench clean help
 
 demo: $(VENV)/installed
 	$(VENV)/bin/spanguard demo
@@ -33,17 +36,42 @@ test-oldest: .venv-oldest/installed
 test-newest-python: .venv-newest/installed
 	.venv-newest/bin/python -m pytest $(PYTEST_ARGS)
 
+# MLflow's minor versions. What depends on them is marked so in the tests.
+VERSIONS ?= 3.10 3.11 3.12 3.13 3.14 3.15 3.16 3.17
+VERSIONS_ARGS ?= -m versions
+
+test-versions: $(VERSIONS:%=test-on-mlflow-%)
+
+test-on-mlflow-%: .venv-mlflow-%/installed
+	.venv-mlflow-$*/bin/python -m pytest $(VERSIONS_ARGS) $(PYTEST_ARGS)
+
+test-next: .venv-next/installed
+	.venv-next/bin/python -m pip install --quiet --upgrade --pre mlflow
+	.venv-next/bin/python -m pytest $(VERSIONS_ARGS) $(PYTEST_ARGS)
+
+# Outside of the checkout: what is tried is what users get.
+wheel: $(VENV)/linters
+	rm -rf dist
+	$(VENV)/bin/python -m build --outdir dist .
+	elsewhere=$$(mktemp -d) && trap 'rm -rf '$$elsewhere EXIT && \
+	$(PYTHON) -m venv $$elsewhere/venv && \
+	$$elsewhere/venv/bin/python -m pip install --quiet dist/*.whl && \
+	$$elsewhere/venv/bin/python -m pip check && \
+	cp tests/smoke.py $$elsewhere && cd $$elsewhere && \
+	venv/bin/python smoke.py && venv/bin/spanguard --version
+
 lint: $(VENV)/linters
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy --strict src tests/typing
 	$(VENV)/bin/pyright src tests/typing
+	$(VENV)/bin/lint-imports
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/record.py
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest
+	rm -rf .venv .venv-oldest .venv-newest .venv-next .venv-mlflow-* dist
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -68,3 +96,16 @@ $(VENV)/linters: $(VENV)/installed
 	$(PYTHON_NEWEST) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --editable '.[test]'
 	@touch $@
+
+.venv-next/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-next
+	.venv-next/bin/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+.venv-mlflow-%/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-mlflow-$*
+	.venv-mlflow-$*/bin/python -m pip install --quiet --editable '.[core-test]' 'mlflow==$*.*'
+	@touch $@
+
+# Not to be removed as intermediate files.
+.PRECIOUS: .venv-mlflow-%/installed

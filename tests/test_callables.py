@@ -32,6 +32,8 @@ import tests.traced_callables as traced_module
 from spanguard import carry, traced
 from tests.store import Store
 
+pytestmark = pytest.mark.pythons
+
 KINDS = list(plain.CASES)
 
 # What is decorated in place is another object than what its module holds; and what nobody holds

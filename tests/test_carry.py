@@ -21,6 +21,8 @@ from spanguard._base.config import is_strict
 from spanguard.exceptions import InvalidSpanArgumentWarning, OrphanedSpanWarning
 from tests.store import Store, status
 
+pytestmark = [pytest.mark.pythons, pytest.mark.versions]
+
 HEADER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 REMOTE_TRACE = "tr-0af7651916cd43dd8448eb211c80319c"
 

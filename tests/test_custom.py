@@ -217,7 +217,7 @@ def test_an_id_in_the_store_is_in_use(store: Store) -> None:
     with traced_span("first", otel_trace_id=WANTED):
         pass
     assert spanguard.flush(60)
-    spanguard._registry._ended_traces.clear()
+    spanguard._process.listening._ended_traces.clear()
     assert_in_use()
     assert_kept_apart(store, "first")
 
@@ -1000,7 +1000,7 @@ def test_an_id_that_is_used_again_and_again(store: Store) -> None:
 def test_a_suffix_that_is_in_use_as_well_merges_nothing(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(business_ids, "_random_digits", lambda: "00000000")
+    monkeypatch.setattr(business_ids, "random_digits", lambda: "00000000")
     manager = CustomTraceManager()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DuplicateTraceIdWarning)

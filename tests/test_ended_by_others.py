@@ -20,6 +20,7 @@ from tests.store import Store
 
 # What used to spin for ever in one thread can only be stopped by the whole run's time-out.
 pytestmark = [
+    pytest.mark.versions,
     pytest.mark.timeout(60),
     pytest.mark.filterwarnings("ignore::spanguard.SpanguardWarning"),
 ]

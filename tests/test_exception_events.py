@@ -27,6 +27,8 @@ from spanguard import TraceStateManager, guard, traced, traced_span
 from spanguard.asgi import TraceMiddleware
 from tests.store import Store, status
 
+pytestmark = pytest.mark.versions
+
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup
 

@@ -14,7 +14,11 @@ from packaging.version import Version
 from tests.forking import run
 from tests.store import Store, outcome, status
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+pytestmark = [
+    pytest.mark.pythons,
+    pytest.mark.versions,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here"),
+]
 
 
 def test_the_child_starts_empty_and_its_spans_arrive(store: Store) -> None:

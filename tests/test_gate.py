@@ -14,7 +14,10 @@ import spanguard
 from spanguard import current_span, guard, traced_span
 from tests.store import Store
 
-pytestmark = pytest.mark.filterwarnings("ignore::spanguard.SpanguardWarning")
+pytestmark = [
+    pytest.mark.versions,
+    pytest.mark.filterwarnings("ignore::spanguard.SpanguardWarning"),
+]
 
 UNCLEAN = "a\ud800b\x00c"
 CLEAN = "a\\ud800b\\x00c"

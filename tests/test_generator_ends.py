@@ -17,6 +17,8 @@ from spanguard._process import outliving
 from tests.store import Store, outcome, own_attributes
 from tests.test_generators import WRAPS
 
+pytestmark = pytest.mark.pythons
+
 # -- an event loop that ends -------------------------------------------------------------------
 
 

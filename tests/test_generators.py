@@ -19,6 +19,8 @@ from spanguard import carry, current_span, traced, traced_span
 from tests.programs import assert_nothing_is_left, assert_whole, run_one, stored
 from tests.store import Store, outcome
 
+pytestmark = pytest.mark.pythons
+
 WRAPS: dict[str, Callable[[Any], Any]] = {
     "traced": traced,
     "carried": carry,

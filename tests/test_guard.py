@@ -49,12 +49,12 @@ def here() -> int:
 
 
 @pytest.fixture
-def guarded() -> spanguard._guard.GuardedClient:
+def guarded() -> spanguard._api.guarded_client.GuardedClient:
     return guard(MlflowClient())
 
 
 @pytest.fixture(params=["given", "made late"])
-def either(request: pytest.FixtureRequest) -> spanguard._guard.GuardedClient:
+def either(request: pytest.FixtureRequest) -> spanguard._api.guarded_client.GuardedClient:
     """A guard of a given client, which is called; and one without, which does the same."""
     return guard(MlflowClient()) if request.param == "given" else guard()
 
@@ -1421,7 +1421,7 @@ def test_it_refuses_to_be_pickled(either: MlflowClient, protocol: int) -> None:
 def test_a_copy_is_another_guard_of_a_copy(store: Store, either: Any, how: Any) -> None:
     root = either.start_trace("root")
     with how(either) as other:
-        assert isinstance(other, spanguard._guard.GuardedClient)
+        assert isinstance(other, spanguard._api.guarded_client.GuardedClient)
         assert other.tracking_uri == store.uri
         child = other.start_span("child", root.trace_id, root.span_id)
         other.end_span(root.trace_id, child.span_id)

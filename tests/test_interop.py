@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 import threading
 from typing import Any
 
@@ -14,6 +15,8 @@ from mlflow.entities import NoOpSpan
 import spanguard
 from spanguard import current_span, traced_span
 from tests.store import Store, status
+
+pytestmark = pytest.mark.versions
 
 
 def parents(store: Store) -> dict[str, str | None]:
@@ -324,17 +327,28 @@ def test_sampled_out(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tracing_broken(
     store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from spanguard import _mlflow
     from spanguard._base import findings
+    from spanguard._mlflow import active, ending, starting, watching
 
     findings.reraise_internal = False
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("broken")
 
-    for name in ("start_root", "start_child", "watch", "current_otel_span", "end_live"):
+    seams = {
+        "start_root": starting,
+        "start_child": starting,
+        "watch": watching,
+        "current_otel_span": active,
+        "end_live": ending,
+    }
+    ours = [module for name, module in sys.modules.items() if name.startswith("spanguard.")]
+    for name, home in seams.items():
+        works = getattr(home, name)
         with monkeypatch.context() as patch:
-            patch.setattr(_mlflow, name, broken)
+            for module in ours:
+                if vars(module).get(name) is works:
+                    patch.setattr(module, name, broken)
             done = []
             with traced_span("root", inputs=1) as span:
                 span.set_outputs(2)

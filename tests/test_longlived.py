@@ -32,6 +32,8 @@ from spanguard._mlflow.buffer import ROOM, KeepingBuffer
 from spanguard.exceptions import SpanOpenTooLongWarning, TraceLostWarning
 from tests.store import Store, await_true
 
+pytestmark = pytest.mark.versions
+
 # -- open traces outlive MLflow's limits -------------------------------------------------------
 
 

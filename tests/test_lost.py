@@ -18,6 +18,8 @@ from spanguard import traced_span
 from spanguard.exceptions import TraceLostWarning
 from tests.store import Store
 
+pytestmark = pytest.mark.versions
+
 # Until then set_experiment() left the tracing destination of open traces alone.
 RETIRES_PROVIDERS = Version(mlflow.__version__) >= Version("3.12")
 

@@ -42,6 +42,8 @@ from packaging.version import Version
 
 from tests.store import Store, await_true, own_attributes, status
 
+pytestmark = pytest.mark.versions
+
 VERSION = Version(mlflow.__version__)
 # Ended spans wait in a queue for a thread. Before: the thread that ends a span writes it.
 BATCHING = Version("3.12") <= VERSION

@@ -12,6 +12,8 @@ import spanguard
 from spanguard import traced_span
 from tests.store import Store, outcome, status
 
+pytestmark = pytest.mark.versions
+
 
 def here() -> int:
     """Return the caller's line."""

@@ -18,6 +18,8 @@ import spanguard
 from spanguard import traced_span
 from tests.store import Store, outcome, status
 
+pytestmark = [pytest.mark.pythons, pytest.mark.versions]
+
 if sys.version_info < (3, 11):
     from exceptiongroup import BaseExceptionGroup, ExceptionGroup
 

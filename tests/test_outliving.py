@@ -16,7 +16,10 @@ import spanguard
 from spanguard import carry, current_span, traced, traced_span
 from tests.store import Store, outcome, status
 
-pytestmark = pytest.mark.filterwarnings("error::spanguard.SpanguardWarning")
+pytestmark = [
+    pytest.mark.versions,
+    pytest.mark.filterwarnings("error::spanguard.SpanguardWarning"),
+]
 
 
 def assert_all_ok(store: Store, *names: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlflow
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,8 @@ from tests.programs import (
     stored,
 )
 from tests.store import Store
+
+pytestmark = pytest.mark.versions
 
 
 class Boom(Exception):

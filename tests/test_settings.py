@@ -22,6 +22,8 @@ from spanguard._base.config import current_limits, is_strict
 from spanguard._process import watchdog
 from tests.store import await_true
 
+pytestmark = pytest.mark.pythons
+
 
 def elsewhere() -> tuple[bool, int]:
     """Return what a context sees that has entered no block."""

@@ -19,6 +19,8 @@ import spanguard
 from spanguard import TraceStateManager, current_span, traced_span
 from tests.store import Store, outcome, own_attributes, status
 
+pytestmark = pytest.mark.versions
+
 BOTH_SCOPES = pytest.mark.parametrize("scope", ["context", "process"])
 
 

@@ -15,6 +15,8 @@ from spanguard import strict, traced_span
 from spanguard._base.config import is_strict
 from tests.store import Store, outcome
 
+pytestmark = pytest.mark.versions
+
 
 def leak(client: mlflow.MlflowClient, **kwargs: object) -> None:
     with traced_span("root", **kwargs) as root:  # type: ignore[arg-type]

@@ -249,7 +249,7 @@ def test_a_ratio_that_is_none_is_told(store: Store) -> None:
         with pytest.warns(spanguard.SpanguardWarning, match="sampling_ratio_override"):
             with traced_span("span", sampling_ratio_override=ratio):  # type: ignore[arg-type]
                 pass
-        spanguard._findings.forget_sites()
+        spanguard._base.findings.forget_sites()
     assert len(store.traces()) == 5
 
 

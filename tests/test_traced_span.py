@@ -17,6 +17,8 @@ import spanguard
 from spanguard import current_span, traced_span
 from tests.store import Store, own_attributes, status
 
+pytestmark = pytest.mark.versions
+
 
 def test_a_block_is_a_trace_with_its_payloads(store: Store) -> None:
     with traced_span(

@@ -10,9 +10,7 @@ from typing import Any
 
 from mlflow.entities import LiveSpan
 
-from spanguard._api.custom_ids import (
-    client_request_id,
-)
+from spanguard._api.custom_ids import client_request_id
 from spanguard._base.findings import contained
 from spanguard._lifecycle import chosen_ids
 from spanguard._lifecycle.handle import OpenedSpan

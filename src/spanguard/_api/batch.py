@@ -31,9 +31,6 @@ IN_FLIGHT_UNKNOWN = 128
 IN_FLIGHT_PER_WORKER = 2
 
 
-# -- the face --------------------------------------------------------------------------------------
-
-
 def trace_batch(
     items: Iterable[T],
     fn: Callable[[T], R],

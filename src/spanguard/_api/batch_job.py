@@ -15,9 +15,6 @@ from spanguard._record.outcome import describe, stack_trace
 __all__ = ["Ended", "Job", "WorkerTraceback", "record_loss"]
 
 
-# -- one item, where it runs -----------------------------------------------------------------------
-
-
 class Ended(NamedTuple):
     """How the function ended on an item: a value, so that whatever else comes is the engine's."""
 

@@ -14,9 +14,6 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 
-# -- what comes back -------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class ItemOutcome(Generic[R_co]):
     """What became of one item of a batch.

@@ -63,9 +63,6 @@ def otel_trace_id(custom_id: str) -> str:
     return hashlib.sha256((_DOMAIN + custom_id).encode()).hexdigest()[:32]
 
 
-# -- ids ---------------------------------------------------------------------------------------
-
-
 def generated(user_id: Any, operation: Any) -> str:
     now = datetime.now(timezone.utc)
     return f"{whole_text(user_id)}_{whole_text(operation)}_{now:%Y%m%d%H%M%S}_{random_digits()}"

@@ -25,9 +25,6 @@ else:
 __all__ = ["GuardedSpan", "LateClient", "TraceRequest", "id_of", "starts_spans"]
 
 
-# -- what it is made of ------------------------------------------------------------------------
-
-
 def starts_spans(client: Any) -> bool:
     """Tell whether a client is one, or a double of one."""
     starts = (attribute_of(client, name) for name in ("start_span", "start_trace"))

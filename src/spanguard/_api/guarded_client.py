@@ -40,9 +40,6 @@ from spanguard._api.guarded_calls import GuardedSpan, LateClient, TraceRequest, 
 __all__ = ["GuardedClient"]
 
 
-# -- the client --------------------------------------------------------------------------------
-
-
 class GuardedClient(_ClientProxy):
     """An MLflow client by delegation, whose spans always close. Made by `guard()`."""
 

@@ -18,11 +18,7 @@ from spanguard._lifecycle.handle import OpenedSpan
 from spanguard._lifecycle.request import SpanRequest
 from spanguard._process.ambient import pushed
 from spanguard._record.status import parse_status
-from spanguard.exceptions import (
-    EmptyTraceStackError,
-    SpanguardError,
-    UnknownSpanError,
-)
+from spanguard.exceptions import EmptyTraceStackError, SpanguardError, UnknownSpanError
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

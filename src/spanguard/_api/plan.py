@@ -60,9 +60,6 @@ class Options:
     takes_self: bool | None = None
 
 
-# -- one traced callable -----------------------------------------------------------------------
-
-
 class Plan:
     """How the calls of one callable are traced."""
 

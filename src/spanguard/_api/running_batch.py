@@ -16,9 +16,6 @@ from spanguard._propagation.carry import carry
 __all__ = ["Batch"]
 
 
-# -- the batch, where it was called ----------------------------------------------------------------
-
-
 class Batch:
     """Pulls items, keeps a bounded number of them in flight, and takes down what they ended as."""
 

@@ -27,10 +27,7 @@ from spanguard._process.ambient import OverlappingAmbient, pushed
 from spanguard._process.dropped import is_put_aside
 from spanguard._process.strands import Strand
 from spanguard._record.text import clean_text, safe_repr
-from spanguard.exceptions import (
-    SpanguardError,
-    SpanOrderError,
-)
+from spanguard.exceptions import SpanguardError, SpanOrderError
 
 __all__ = ["Stack"]
 

@@ -24,9 +24,6 @@ __all__ = ["traced"]
 F = TypeVar("F", bound=Any)
 
 
-# -- the decorator -----------------------------------------------------------------------------
-
-
 def _traced(function: Any, options: Options) -> Any:
     findings: list[str] = []
     result = function
@@ -179,6 +176,36 @@ def traced(
         f"traced() does not take {', '.join(sorted(unknown))}; ignored. Remove it, or check its "
         "spelling."
     ][: len(unknown)]
+    func, name = _named(func, name, findings)
+    inputs, outputs, most = _captures(capture_inputs, capture_outputs, max_items, findings)
+    tell(findings, strict)
+    extras = {
+        "sampling_ratio_override": sampling_ratio_override,
+        "log_level": log_level,
+        "links": links,
+        "description": description,
+    }
+    options = Options(
+        name=clean_text(name, MAX_SPAN_NAME_CHARS) if name is not None else None,
+        span_type=span_type,
+        attributes=attributes,
+        tags=tags,
+        capture_inputs=inputs,
+        capture_outputs=outputs,
+        redact=redact,
+        output_reducer=output_reducer,
+        max_items=most,
+        expected=expected,
+        client=client,
+        strict=strict,
+        trace_destination=trace_destination,
+        extras={argument: value for argument, value in extras.items() if value is not None},
+    )
+    return _Decorator(options) if func is None else _traced(func, options)
+
+
+def _named(func: Any, name: Any, findings: list[str]) -> tuple[Any, Any]:
+    """Return the function, if it is given already, and the name: it may come first."""
     if is_a(func, str):
         if name is not None:
             findings.append(
@@ -186,6 +213,15 @@ def traced(
                 "name: span_type=, attributes=."
             )
         func, name = None, func
+    if name is not None and not is_a(name, str):
+        findings.append("name of traced() is no string. Pass a string, or no name.")
+    return func, name
+
+
+def _captures(
+    capture_inputs: Any, capture_outputs: Any, max_items: Any, findings: list[str]
+) -> tuple[Any, bool, int]:
+    """Read what is to be recorded. What cannot be read is not recorded: it may be a secret."""
     kept = kept_arguments(capture_inputs)
     if kept is None:
         findings.append(
@@ -204,29 +240,4 @@ def traced(
             f"max_items of traced() is no whole number; {MAX_ITEMS} was taken. Pass a number."
         )
         most = MAX_ITEMS
-    if name is not None and not is_a(name, str):
-        findings.append("name of traced() is no string. Pass a string, or no name.")
-    tell(findings, strict)
-    extras = {
-        "sampling_ratio_override": sampling_ratio_override,
-        "log_level": log_level,
-        "links": links,
-        "description": description,
-    }
-    options = Options(
-        name=clean_text(name, MAX_SPAN_NAME_CHARS) if name is not None else None,
-        span_type=span_type,
-        attributes=attributes,
-        tags=tags,
-        capture_inputs=kept or False,
-        capture_outputs=captures or False,
-        redact=redact,
-        output_reducer=output_reducer,
-        max_items=most,
-        expected=expected,
-        client=client,
-        strict=strict,
-        trace_destination=trace_destination,
-        extras={argument: value for argument, value in extras.items() if value is not None},
-    )
-    return _Decorator(options) if func is None else _traced(func, options)
+    return kept or False, captures or False, most

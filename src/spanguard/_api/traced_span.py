@@ -28,9 +28,6 @@ from spanguard._lifecycle.opening import open_span
 __all__ = ["current_span", "traced_span"]
 
 
-# -- the block ---------------------------------------------------------------------------------
-
-
 class traced_span(Block[LiveSpan]):
     """Open a span for the length of a with-block; it always closes, in order, with a status.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from spanguard._base.values import attribute_of, is_a, text_of
-from spanguard._lifecycle.request import read_time
+from spanguard._lifecycle.times import read_time
 from spanguard._mlflow import writing
 from spanguard._record.payload import clean_facts
 from spanguard._record.text import clean_text

@@ -11,7 +11,8 @@ from spanguard._base.site import Site, is_of_library, user_site
 from spanguard._lifecycle.closing import ClosingSpan
 from spanguard._lifecycle.findings import abandoned
 from spanguard._lifecycle.proxy import SpanProxy
-from spanguard._lifecycle.request import SpanRequest, read_time
+from spanguard._lifecycle.request import SpanRequest
+from spanguard._lifecycle.times import read_time
 from spanguard._mlflow import names
 from spanguard._mlflow.spans import is_being_written
 from spanguard._mlflow.writing import attribute_count

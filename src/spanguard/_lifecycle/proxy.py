@@ -15,7 +15,7 @@ from spanguard._base.interrupts import is_the_users
 from spanguard._base.site import user_site
 from spanguard._base.values import is_a, kind_name, text_of
 from spanguard._lifecycle.events import read_event, read_link
-from spanguard._lifecycle.request import read_time
+from spanguard._lifecycle.times import read_time
 from spanguard._mlflow import ending, spans
 from spanguard._process import orphans, registry
 from spanguard._record import writing

@@ -16,13 +16,13 @@ from spanguard._base.values import (
     text_of,
     truth_of,
 )
+from spanguard._lifecycle.times import read_time
 from spanguard._mlflow import names, starting
 from spanguard._record.payload import clean_labels
 from spanguard._record.text import clean_text, shortened, whole_text
 from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError
 
-__all__ = ["MAX_SPAN_NAME_CHARS", "SpanRequest", "no_client", "read_time"]
-
+__all__ = ["MAX_SPAN_NAME_CHARS", "SpanRequest", "no_client"]
 
 MAX_SPAN_NAME_CHARS = 4_000
 # A longer session id costs the whole trace on newer versions of MLflow (test_custom.py).
@@ -36,6 +36,24 @@ _MOST = 1_000  # exception classes
 _EITHER = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 _OTEL_TRACE_ID = re.compile("[0-9a-fA-F]{32}")
+
+
+def _is_any_given(
+    tags: Any, metadata: Any, experiment_id: Any, run_id: Any, session_id: Any, user: Any
+) -> bool:
+    if tags is not None or metadata is not None or experiment_id is not None:
+        return True
+    return run_id is not None or session_id is not None or user is not None
+
+
+_EITHER_WAY = {
+    "name": ...,
+    "client": None,
+    "trace_id": None,
+    "parent_id": None,
+    "span_type": _UNKNOWN,
+    "attributes": None,
+}
 
 
 class SpanRequest:
@@ -106,13 +124,8 @@ class SpanRequest:
         if len(args) == 1 and name is ...:
             name = args[0]
         elif args:
-            placed = self._placed(args, name)
-            name = self._one_of("name", placed, name, ...)
-            client = self._one_of("client", placed, client, None)
-            trace_id = self._one_of("trace_id", placed, trace_id, None)
-            parent_id = self._one_of("parent_id", placed, parent_id, None)
-            span_type = self._one_of("span_type", placed, span_type, _UNKNOWN)
-            attributes = self._one_of("attributes", placed, attributes, None)
+            named = (name, client, trace_id, parent_id, span_type, attributes)
+            name, client, trace_id, parent_id, span_type, attributes = self._one_of(args, named)
         self.name = self._name(name)
         self.client = client
         self.trace_id = self._id("trace_id", request_id if trace_id is None else trace_id)
@@ -126,14 +139,7 @@ class SpanRequest:
         self.run_id = run_id
         self.session_id = session_id
         self.user = user
-        self.for_trace = not (
-            tags is None
-            and metadata is None
-            and experiment_id is None
-            and run_id is None
-            and session_id is None
-            and user is None
-        )
+        self.for_trace = _is_any_given(tags, metadata, experiment_id, run_id, session_id, user)
         self.links = links
         self.start_time_ns = None if start_time_ns is None else self._start_time(start_time_ns)
         self.otel_trace_id = None if otel_trace_id is None else self._otel_id(otel_trace_id)
@@ -141,9 +147,7 @@ class SpanRequest:
         # Set by _lifecycle/chosen_ids.py:
         self.is_reserved = False  # the chosen trace id
         self.lost_trace_id: str | None = None  # the chosen one, if it was not to be had
-        self.new_trace = (
-            new_trace if new_trace is False else bool(self._flag("new_trace", new_trace))
-        )
+        self.new_trace = new_trace is not False and bool(self._flag("new_trace", new_trace))
         self.expected = self._expected(expected)
         self.strict = strict if strict is None else self._flag("strict", strict)
         self.description = description
@@ -178,13 +182,19 @@ class SpanRequest:
             self._found(f"{len(args) - len(form)} positional arguments too many were ignored.")
         return dict(zip(form, args, strict=False))
 
-    def _one_of(self, argument: str, placed: dict[str, Any], named: Any, default: Any) -> Any:
-        if argument not in placed:
-            return named
-        if named is default:
-            return placed[argument]
-        self._found(f"{argument} was given twice; what was given by its name was taken.")
-        return named
+    def _one_of(self, args: tuple[Any, ...], named: tuple[Any, ...]) -> list[Any]:
+        """Return what may be given by its place or by its name, in the order of `_EITHER_WAY`."""
+        placed = self._placed(args, named[0])
+        taken = []
+        for (argument, default), value in zip(_EITHER_WAY.items(), named, strict=True):
+            if argument not in placed:
+                taken.append(value)
+            elif value is default:
+                taken.append(placed[argument])
+            else:
+                taken.append(value)
+                self._found(f"{argument} was given twice; what was given by its name was taken.")
+        return taken
 
     def _found(self, text: str) -> None:
         name = getattr(self, "name", None)
@@ -329,20 +339,4 @@ def no_client(client: Any, name: str) -> InvalidSpanArgumentError:
         f"The client of {name!r} is a {kind_name(client)}, which starts no spans; it was ignored. "
         "Pass an MlflowClient, or nothing.",
         span_name=name,
-    )
-
-
-def read_time(
-    argument: str, value: Any, span_name: str
-) -> tuple[int | None, InvalidSpanArgumentError | None]:
-    """Read a time in nanoseconds: the time, None for now; and what is wrong with it."""
-    if value is None:
-        return None, None
-    nanoseconds = number_of(value)
-    if nanoseconds is not None and 0 < nanoseconds < 2**63:
-        return int(nanoseconds), None
-    return None, InvalidSpanArgumentError(
-        f"{argument} of span {span_name!r} is not a time in nanoseconds since 1970; now "
-        "was taken. Pass time.time_ns().",
-        span_name=span_name,
     )

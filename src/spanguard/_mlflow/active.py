@@ -26,9 +26,6 @@ __all__ = [
 ]
 
 
-# -- the active span ---------------------------------------------------------------------------
-
-
 class _Mode:
     """Which of OpenTelemetry's contexts MLflow uses: its own, or the process's.
 

@@ -20,8 +20,6 @@ __all__ = [
 ]
 
 
-# -- a trace that another process began --------------------------------------------------------
-
 _SQLITE = "sqlite:///"
 
 

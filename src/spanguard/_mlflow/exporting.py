@@ -32,8 +32,6 @@ __all__ = [
 ]
 
 
-# -- what becomes of a trace -------------------------------------------------------------------
-
 _logger = logging.getLogger("spanguard")
 
 # By OpenTelemetry trace id: MLflow's own ends in it, whatever its form.

@@ -33,9 +33,6 @@ __all__ = [
 ]
 
 
-# -- after a fork ------------------------------------------------------------------------------
-
-
 def has_pending() -> bool:
     """Tell whether MLflow's threads have something to export. For a moment it may be both."""
     if provider.watched is None:

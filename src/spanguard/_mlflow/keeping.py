@@ -18,8 +18,6 @@ from spanguard._mlflow.spans import otel_span
 __all__ = ["TraceGuard", "keep_open_traces"]
 
 
-# -- keeping what is open in memory ------------------------------------------------------------
-
 EXPORT_SECONDS = 60.0
 """How long the spans of an ended trace may wait for their export and are not given up."""
 

@@ -32,9 +32,6 @@ __all__ = [
 ]
 
 
-# -- what MLflow has in memory -----------------------------------------------------------------
-
-
 def manager_in_force() -> Any:
     return cast(Any, InMemoryTraceManager).get_instance()
 

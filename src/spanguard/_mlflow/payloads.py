@@ -10,9 +10,6 @@ from spanguard._mlflow.optional import optional
 __all__ = ["is_attachment", "payload_encoder"]
 
 
-# -- payloads ----------------------------------------------------------------------------------
-
-
 class _PlainEncoder(json.JSONEncoder):
     def default(self, o: Any) -> Any:
         return str(o)

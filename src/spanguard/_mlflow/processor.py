@@ -17,9 +17,6 @@ __all__ = [
 ]
 
 
-# -- flushing ----------------------------------------------------------------------------------
-
-
 def processor_in_force() -> Any:
     """Return MLflow's own processor of the current provider, else OTLP's, else None."""
     processors = processors_of(provider_in_force())  # none where tracing is off

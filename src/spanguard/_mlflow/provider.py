@@ -26,8 +26,6 @@ __all__ = [
 ]
 
 
-# -- hearing of every span ---------------------------------------------------------------------
-
 watch_lock = threading.RLock()  # re-entrant: a finalizer may open a span meanwhile
 watched: Any = None
 listening: SpanProcessor | None = None  # ours, once it was added

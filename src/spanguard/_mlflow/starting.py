@@ -37,9 +37,6 @@ __all__ = [
 ]
 
 
-# -- starting ----------------------------------------------------------------------------------
-
-
 def start_root(name: str, *, span_type: str, start_time_ns: int | None, **trace: Any) -> Span:
     """Start a new trace, or what MLflow makes of it: a NoOpSpan where it is off or fails."""
     return mlflow.start_span_no_context(

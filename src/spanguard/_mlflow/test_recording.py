@@ -31,9 +31,6 @@ from spanguard._mlflow.watching import stand_in_for_initialize
 __all__ = ["is_recording", "start_recording", "stop_recording"]
 
 
-# -- recording for tests -----------------------------------------------------------------------
-
-
 class SpanListener(Protocol):
     """What a recording tells of. Called in the thread that starts or ends a span."""
 

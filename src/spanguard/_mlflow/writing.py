@@ -26,9 +26,6 @@ __all__ = [
 ]
 
 
-# -- writing and ending ------------------------------------------------------------------------
-
-
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 _CONSTANTS = {True: "true", False: "false"}
 

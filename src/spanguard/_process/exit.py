@@ -38,9 +38,6 @@ def hand_over(seconds: float) -> None:
     is_behind = not is_stored
 
 
-# -- the end of the process --------------------------------------------------------------------
-
-
 def listen() -> None:
     """Hear of every span from here on, and be there when the process ends."""
     if listening.watch():

@@ -11,8 +11,6 @@ from spanguard._mlflow import fork, queue
 from spanguard._process import exit, flush, listening, outliving
 from spanguard._process.flush import HandingOver
 
-# -- fork --------------------------------------------------------------------------------------
-
 FORK_SECONDS = 4.0
 """How long a fork waits, in all, for threads that are at the store or inside an import."""
 

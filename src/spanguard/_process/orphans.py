@@ -51,9 +51,6 @@ _CONCURRENT_END_SECONDS = 1.0
 _MAX_ROUNDS = 1_000
 
 
-# -- closing what was left open ----------------------------------------------------------------
-
-
 def close_descendants(
     entry: Entry | RemoteParent, *, with_what_outlives: bool = True
 ) -> list[tuple[OpenSpan, Site]]:

@@ -37,9 +37,6 @@ from spanguard.exceptions import SpanguardError, TraceLostError
 __all__ = ["Attachment"]
 
 
-# -- being elsewhere -------------------------------------------------------------------------------
-
-
 class Attachment(Block[None]):
     """The with-block of `TraceContext.attach`. Good for one block.
 

@@ -33,9 +33,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-# -- the callable that travels ---------------------------------------------------------------------
-
-
 class Carried:
     """A function that runs under the span it was carried from. Pickles where the function does.
 

@@ -23,9 +23,6 @@ __all__ = ["TraceContext", "capture"]
 TRACEPARENT = "traceparent"
 
 
-# -- the value that travels ------------------------------------------------------------------------
-
-
 class TraceContext:
     """A place in a trace, and where traces go: small, immutable, picklable, nothing but strings.
 

@@ -15,8 +15,6 @@ from spanguard.exceptions import TraceLostError
 __all__ = ["leave_destination", "process_token", "take_destination"]
 
 
-# -- whether a context comes from this very process ------------------------------------------------
-
 process_token = uuid.uuid4().hex  # a pid may be the same in the next container
 
 

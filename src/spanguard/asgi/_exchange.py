@@ -50,8 +50,6 @@ class Options:
     called: CalledFunction | None  # a framework's own __call__ tells nobody anything
 
 
-# -- one request -------------------------------------------------------------------------------
-
 _METHODS = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
 )

@@ -36,9 +36,6 @@ _MARKS = {"OK": "✓", "ERROR": "✗"}
 _ASCII = str.maketrans("✓✗•…µ", "+x-.u")
 
 
-# -- the picture -------------------------------------------------------------------------------
-
-
 class Picture:
     """One drawing of a trace, for one width and one character set."""
 

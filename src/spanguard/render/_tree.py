@@ -11,9 +11,6 @@ from spanguard.render._facts import outcome_of, start, status_of
 __all__ = ["Node", "forest", "of"]
 
 
-# -- the spans as a forest ---------------------------------------------------------------------
-
-
 class Node:
     """A span, or the stand-in for a parent that is not there, and what is below it."""
 

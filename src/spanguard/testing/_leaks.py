@@ -24,9 +24,6 @@ from spanguard.exceptions import OrphanedSpanError, SpanguardError
 __all__ = ["LeakCheck", "Leaks", "SpansLeftOpenError", "checked"]
 
 
-# -- what was left open ------------------------------------------------------------------------
-
-
 class SpansLeftOpenError(OrphanedSpanError, AssertionError):
     """Spans were still open, or the ambient span was changed, when a test ended.
 

@@ -14,9 +14,6 @@ from spanguard._mlflow import ending, memory
 __all__ = ["Filling", "RecordedSpan", "RecordedSpans"]
 
 
-# -- what was recorded -------------------------------------------------------------------------
-
-
 class RecordedSpan(Span):
     """A finished span: `mlflow.entities.Span`, and what spanguard says about it.
 
