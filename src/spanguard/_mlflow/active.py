@@ -14,6 +14,8 @@ from opentelemetry import trace as _otel
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan
 from opentelemetry.trace import Span as OtelSpan
 
+from spanguard._mlflow.optional import optional
+
 __all__ = [
     "ActiveState",
     "activate",
@@ -46,10 +48,12 @@ class _Mode:
             return False
         self._seen = seen
         self.isolated = bool(cast(Any, MLFLOW_USE_DEFAULT_TRACER_PROVIDER).get())
-        propagate = getattr(_provider_module, _PROPAGATE_VARIABLE, None)
+        propagate = optional("mlflow.environment_variables", _PROPAGATE_VARIABLE)
         self.propagates = bool(self.isolated and propagate is not None and propagate.get())
         self.runtime: Any = (
-            _provider_module.mlflow_runtime_context if self.isolated else _otel_context_api
+            getattr(_provider_module, "mlflow_runtime_context", _otel_context_api)
+            if self.isolated
+            else _otel_context_api
         )
         return True
 

@@ -21,6 +21,7 @@ __all__ = [
 
 
 _SQLITE = "sqlite:///"
+_EXPERIMENT_VARIABLE = "MLFLOW_EXPERIMENT_ID"
 
 
 def tracking_uri() -> str:
@@ -35,7 +36,7 @@ def tracking_uri() -> str:
 def active_experiment_id() -> str | None:
     """Return the experiment that new traces go to, None for the default one. Asks no store."""
     found = getattr(_fluent, "_active_experiment_id", None)
-    return found or os.environ.get("MLFLOW_EXPERIMENT_ID") or None
+    return found or os.environ.get(_EXPERIMENT_VARIABLE) or None
 
 
 def experiment_of(trace_id: str) -> str | None:
@@ -56,7 +57,7 @@ def adopt_destination(uri: str, experiment_id: str | None) -> None:
         # set_experiment() would ask the store, for minutes where it is down.
         cast(Any, _fluent)._active_experiment_id = experiment_id
     else:
-        mlflow.set_experiment(experiment_id=experiment_id)
+        os.environ[_EXPERIMENT_VARIABLE] = experiment_id
 
 
 def find_experiment(id_or_name: str) -> str | None:

@@ -59,7 +59,7 @@ def note_deliveries() -> None:
     processor = processor_in_force()
     exporter = getattr(processor, "span_exporter", None)
     is_otlp = sends_otlp(processor)
-    _notes_ends = not is_otlp and hasattr(getattr(exporter, "_client", None), "start_trace")
+    _notes_ends = not is_otlp and _Delivery.can_stand_at(processor)
     if exporter is None or exporter in _noted:
         return
     takes_whole_traces_only = False
@@ -111,6 +111,13 @@ def _key_of(trace_id: str) -> Hashable:
 
 class _Delivery:
     """Stands where MLflow's exporter calls its client, once for a trace or a batch of spans."""
+
+    @staticmethod
+    def can_stand_at(processor: Any) -> bool:
+        """Tell whether all is there of what it stands in front of."""
+        client = getattr(getattr(processor, "span_exporter", None), "_client", None)
+        steps = ("log_spans", "start_trace", "_upload_trace_data")
+        return hasattr(processor, "_start_trace") and all(hasattr(client, step) for step in steps)
 
     def __init__(self, processor: Any) -> None:
         exporter = processor.span_exporter

@@ -12,7 +12,6 @@ from types import FrameType
 from typing import Any, cast
 
 from mlflow.tracing import provider as _provider_module
-from mlflow.tracing.trace_manager import InMemoryTraceManager
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
 
@@ -20,6 +19,7 @@ from spanguard._base import locks
 from spanguard._mlflow import exporting, provider, remote
 from spanguard._mlflow.active import mode
 from spanguard._mlflow.ledger import Ledger
+from spanguard._mlflow.memory import trace_manager
 from spanguard._mlflow.processor import batch_processor, pending_tasks
 from spanguard._mlflow.provider import processors_of, provider_in_force
 from spanguard._mlflow.remote import remote_holds
@@ -54,9 +54,9 @@ def start_afresh_in_child() -> None:
     remote_holds.clear()
     locks.let_go_below(provider_in_force(), provider.recorder)
     _leave_provider_behind()
-    manager: Any = InMemoryTraceManager
-    manager._instance_lock = threading.RLock()
-    manager._instance = None
+    if trace_manager is not None:
+        trace_manager._instance_lock = threading.RLock()
+        trace_manager._instance = None
     mode.runtime.attach(Context())
     _leave_engines_behind()
 
@@ -200,7 +200,7 @@ def pause_stores(deadline: float) -> None:
     (test_fork_locks.py). What is not over by the deadline is not waited for.
     """
     engines = [engine for engine in _engines() if engine.dialect.name == "sqlite"]
-    pools = [engine.pool for engine in engines if hasattr(engine.pool, "checkedout")]
+    pools = [engine.pool for engine in engines if _can_be_shut(engine.pool)]
     if not pools or not _pausing.acquire(timeout=max(0.0, deadline - time.monotonic())):
         return
     if _gates:  # a hook that forks, in the middle of a fork
@@ -210,6 +210,10 @@ def pause_stores(deadline: float) -> None:
         gate.shut()
     for gate in _gates:
         gate.await_empty()
+
+
+def _can_be_shut(pool: Any) -> bool:
+    return hasattr(pool, "checkedout") and hasattr(pool, "_do_get")
 
 
 def resume_stores() -> None:

@@ -13,7 +13,7 @@ from mlflow.tracing import provider as _provider_module
 from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 
 from spanguard._mlflow.optional import optional
-from spanguard._mlflow.provider import provider_in_force
+from spanguard._mlflow.provider import initialized_provider
 from spanguard._mlflow.spans import recording_span
 
 __all__ = ["OwnIds", "give_own_ids", "mlflow_trace_id_of", "otel_trace_id_of", "trace_id_chosen"]
@@ -113,8 +113,9 @@ def trace_id_chosen(hex_id: str) -> Iterator[None]:
     # Looked at for each start: MLflow replaces its provider, and others may replace the
     # generator. The SDK caches tracers and each has a generator of its own; older ones make a
     # tracer for each call, with the provider's.
-    tracer: Any = _provider_module._get_tracer(_provider_module.__name__)
-    _choose_ids(provider_in_force())
+    provider = initialized_provider()
+    tracer: Any = provider.get_tracer(_provider_module.__name__)
+    _choose_ids(provider)
     _choose_ids(getattr(tracer, "_tracer", tracer))
     wanted = [int(hex_id, 16)]
     token = _wanted_trace_id.set(wanted)

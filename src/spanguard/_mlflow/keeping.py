@@ -9,9 +9,9 @@ from itertools import islice
 from typing import Any
 
 from mlflow.entities import LiveSpan
-from mlflow.tracing.trace_manager import InMemoryTraceManager
 
 from spanguard._mlflow.buffer import KeepingBuffer
+from spanguard._mlflow.memory import trace_manager
 from spanguard._mlflow.remote import remote_holds
 from spanguard._mlflow.spans import otel_span
 
@@ -64,15 +64,17 @@ class _TracePolicy:
         return bool(trace.is_remote_trace) and self._is_held_remotely(trace.info.trace_id)
 
     def _is_held_remotely(self, trace_id: str) -> bool:
-        known = self._manager._otel_id_to_mlflow_trace_id
+        known = self._ids()
         return any(known.get(otel_id) == trace_id for otel_id in list(remote_holds))
+
+    def _ids(self) -> dict[int, str]:
+        return getattr(self._manager, "_otel_id_to_mlflow_trace_id", {})
 
     def dropped(self, trace_id: str, trace: Any) -> None:
         for root in _first(trace.span_dict.values()):
             otel = otel_span(root)
             if otel is not None:  # MLflow itself would keep this for ever
-                known = self._manager._otel_id_to_mlflow_trace_id
-                known.pop(otel.get_span_context().trace_id, None)
+                self._ids().pop(otel.get_span_context().trace_id, None)
             if root.end_time_ns is None:
                 self._guard.lost(root.span_id)
 
@@ -91,7 +93,7 @@ def keep_open_traces(guard: TraceGuard) -> str | None:
     root, and costs one comparison. Where the buffer cannot be replaced: why, once for each.
     """
     global _left_alone
-    manager: Any = InMemoryTraceManager._instance
+    manager: Any = getattr(trace_manager, "_instance", None)
     buffer: Any = getattr(manager, "_traces", None)
     if type(buffer) is KeepingBuffer or buffer is None or buffer is _left_alone():
         return None

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "Loss"]
 
 
 # Of traces that nobody asks for by flush(), so many are remembered; older ones are forgotten.

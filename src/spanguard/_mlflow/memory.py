@@ -6,11 +6,11 @@ from typing import Any, cast
 
 import mlflow
 from mlflow.entities import LiveSpan
-from mlflow.tracing.trace_manager import InMemoryTraceManager
 from opentelemetry.trace import Span as OtelSpan
 
 from spanguard._mlflow import provider
 from spanguard._mlflow.names import INPUTS_KEY, OUTPUTS_KEY, RUN_KEY
+from spanguard._mlflow.optional import optional
 from spanguard._mlflow.spans import attribute_names
 
 __all__ = [
@@ -29,11 +29,20 @@ __all__ = [
     "root_span",
     "set_client_request_id",
     "set_previews",
+    "trace_manager",
 ]
 
 
+trace_manager: Any = optional("mlflow.tracing.trace_manager", "InMemoryTraceManager")
+
+
+def traces_in_memory() -> Any:
+    """Return MLflow's traces by id; None where there are none, or nobody knows."""
+    return getattr(getattr(trace_manager, "_instance", None), "_traces", None)
+
+
 def manager_in_force() -> Any:
-    return cast(Any, InMemoryTraceManager).get_instance()
+    return trace_manager.get_instance()
 
 
 def live_span(trace_id: str, span_id: str) -> LiveSpan | None:
@@ -50,8 +59,7 @@ def root_span(trace_id: str) -> LiveSpan | None:
 
 def is_buffered(trace_id: str) -> bool:
     """Tell whether MLflow still holds the trace; without that, its spans go nowhere."""
-    manager = InMemoryTraceManager._instance
-    traces = getattr(manager, "_traces", None)
+    traces = traces_in_memory()
     return traces is None or trace_id in traces
 
 
@@ -66,7 +74,7 @@ def all_open_spans() -> list[LiveSpan]:
     """Return every span in memory that has not ended, parents first; none before we listen."""
     if provider.watched is None:
         return []
-    traces = getattr(InMemoryTraceManager._instance, "_traces", None) or {}
+    traces = traces_in_memory() or {}
     found = [span for trace in list(traces.values()) for span in list(trace.span_dict.values())]
     return [span for span in found if span.end_time_ns is None]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, cast
 
 from mlflow.entities import NoOpSpan
-from mlflow.tracing.constant import SpanAttributeKey, TraceMetadataKey
+from mlflow.tracing.constant import SpanAttributeKey, TraceMetadataKey, TraceTagKey
 
 __all__ = [
     "AGGREGATED_KEYS",
     "ATTACHMENT_KEYS",
+    "EXPERIMENT_KEY",
     "INPUTS_KEY",
     "MAX_CLIENT_REQUEST_ID_CHARS",
     "MAX_LINKS",
@@ -21,18 +22,21 @@ __all__ = [
     "SPAN_TYPE_KEY",
     "TAG_PREFIX",
     "TEXT_KEYS",
+    "TRACE_NAME_KEY",
     "USER_KEY",
     "is_reserved",
 ]
 
 
 TAG_PREFIX = getattr(SpanAttributeKey, "TRACE_TAG_PREFIX", "mlflow.traceTag.")
-SESSION_KEY = TraceMetadataKey.TRACE_SESSION
-USER_KEY = TraceMetadataKey.TRACE_USER
-RUN_KEY = TraceMetadataKey.SOURCE_RUN
-INPUTS_KEY = SpanAttributeKey.INPUTS
-OUTPUTS_KEY = SpanAttributeKey.OUTPUTS
-SPAN_TYPE_KEY = SpanAttributeKey.SPAN_TYPE
+SESSION_KEY = getattr(TraceMetadataKey, "TRACE_SESSION", "mlflow.trace.session")
+USER_KEY = getattr(TraceMetadataKey, "TRACE_USER", "mlflow.trace.user")
+RUN_KEY = getattr(TraceMetadataKey, "SOURCE_RUN", "mlflow.sourceRun")
+INPUTS_KEY = getattr(SpanAttributeKey, "INPUTS", "mlflow.spanInputs")
+OUTPUTS_KEY = getattr(SpanAttributeKey, "OUTPUTS", "mlflow.spanOutputs")
+SPAN_TYPE_KEY = getattr(SpanAttributeKey, "SPAN_TYPE", "mlflow.spanType")
+EXPERIMENT_KEY = getattr(SpanAttributeKey, "EXPERIMENT_ID", "mlflow.experimentId")
+TRACE_NAME_KEY = getattr(TraceTagKey, "TRACE_NAME", "mlflow.traceName")
 
 # What a span says its trace is when it records nothing.
 NOOP_TRACE_ID = str(cast(Any, NoOpSpan)().trace_id)

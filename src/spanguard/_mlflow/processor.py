@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlflow.tracing.processor.base_mlflow import BaseMlflowSpanProcessor
-
+from spanguard._mlflow.optional import optional
 from spanguard._mlflow.provider import processors_of, provider_in_force
 
 __all__ = [
     "batch_processor",
     "exporter_in_force",
+    "is_of_mlflow",
     "pending_tasks",
     "processor_in_force",
     "sends_otlp",
@@ -20,8 +20,16 @@ __all__ = [
 def processor_in_force() -> Any:
     """Return MLflow's own processor of the current provider, else OTLP's, else None."""
     processors = processors_of(provider_in_force())  # none where tracing is off
-    ours = [one for one in processors if isinstance(one, BaseMlflowSpanProcessor)]
+    ours = [one for one in processors if is_of_mlflow(one)]
     return next(iter(ours or filter(sends_otlp, processors)), None)
+
+
+_base_processor = optional("mlflow.tracing.processor.base_mlflow", "BaseMlflowSpanProcessor")
+
+
+def is_of_mlflow(processor: Any) -> bool:
+    """Tell MLflow's own processor, which has an exporter to MLflow's store, from others."""
+    return _base_processor is not None and isinstance(processor, _base_processor)
 
 
 def exporter_in_force() -> Any:

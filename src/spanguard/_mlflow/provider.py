@@ -10,12 +10,14 @@ from mlflow.tracing import provider as _provider_module
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 from spanguard._mlflow.active import mode
+from spanguard._mlflow.optional import optional
 
 __all__ = [
     "add_to",
     "current_provider",
     "follower",
     "initialize",
+    "initialized_provider",
     "listening",
     "processors_of",
     "provider_in_force",
@@ -38,6 +40,18 @@ def provider_in_force() -> Any:
     if mode.isolated:
         return getattr(wrapper, "_isolated_tracer_provider", None) or wrapper.get()
     return wrapper.get()
+
+
+# The public name, from MLflow 3.15 on, of what was private before.
+_bridged_provider = optional("mlflow.tracing.provider", "get_bridged_tracer_provider")
+
+
+def initialized_provider() -> Any:
+    """Return MLflow's provider, which MLflow makes on first use."""
+    if _bridged_provider is not None:
+        return _bridged_provider()
+    _provider_module._get_tracer(__name__)
+    return provider_in_force()
 
 
 def add_to(processor: SpanProcessor, provider: Any) -> None:

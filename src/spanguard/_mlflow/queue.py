@@ -9,17 +9,18 @@ from concurrent.futures import thread as _futures_thread
 from typing import Any
 
 import mlflow
-from mlflow.tracing.processor.base_mlflow import BaseMlflowSpanProcessor
 from opentelemetry.sdk.trace import TracerProvider
 
 from spanguard._mlflow.buffer import ROOM
 from spanguard._mlflow.processor import (
     batch_processor,
     exporter_in_force,
+    is_of_mlflow,
     pending_tasks,
     processor_in_force,
 )
 from spanguard._mlflow.provider import provider_in_force
+from spanguard._mlflow.seam_check import flush_is_blind, is_missing
 
 __all__ = [
     "await_stored",
@@ -66,9 +67,12 @@ _MLFLOW_TASKS, _OTEL_SPANS = 1000, 2048  # what the queues hold by default
 def exports_in_place() -> bool:
     """Tell whether spans are stored by the thread that ends them (MLflow 3.10): none wait."""
     processor = processor_in_force()
-    return isinstance(processor, BaseMlflowSpanProcessor) and not hasattr(
-        processor.span_exporter, "_async_queue"
-    )
+    if is_missing(_QUEUE_OF_EXPORTER) or not is_of_mlflow(processor):
+        return False
+    return not hasattr(exporter_in_force(), "_async_queue")
+
+
+_QUEUE_OF_EXPORTER = "mlflow.tracing.export.mlflow_v3:MlflowV3SpanExporter._async_queue"
 
 
 def hand_over() -> None:
@@ -91,7 +95,8 @@ def hand_over_everything() -> None:
     if exports_in_place():
         return
     hand_over()
-    if hasattr(exporter_in_force(), "_async_queue") and pending_tasks() is None:
+    is_there = hasattr(exporter_in_force(), "_async_queue") or flush_is_blind()
+    if is_there and pending_tasks() is None:
         # The public way stops and restarts MLflow's threads, which takes a second or two.
         mlflow.flush_trace_async_logging()
 
@@ -149,8 +154,10 @@ def do_not_join_workers() -> None:
 def let_go_at_exit() -> None:
     """Give up what is not stored: take back the exit hooks in which MLflow would wait for it."""
     queue = getattr(exporter_in_force(), "_async_queue", None)
-    if queue is not None:
-        atexit.unregister(queue._at_exit_callback)
-    handler = getattr(provider_in_force(), "_atexit_handler", None)
-    if handler is not None:
-        atexit.unregister(handler)
+    handlers = (
+        getattr(queue, "_at_exit_callback", None),
+        getattr(provider_in_force(), "_atexit_handler", None),
+    )
+    for handler in handlers:
+        if handler is not None:
+            atexit.unregister(handler)

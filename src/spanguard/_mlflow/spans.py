@@ -34,8 +34,7 @@ def recording_span(span: Any) -> Any:
 
 def attribute_names(span: Any) -> list[str]:
     """Return the names of a span's attributes, without decoding the values."""
-    inner = getattr(span, "_span", None)
-    return list(getattr(inner, "_attributes", None) or ())
+    return list(getattr(getattr(span, "_span", None), "attributes", None) or ())
 
 
 def is_recording_kind(otel: Any) -> bool:

@@ -6,7 +6,8 @@ from typing import cast
 
 import mlflow
 from mlflow.entities import TraceInfo, TraceState
-from mlflow.tracing.client import TracingClient
+
+from spanguard._mlflow.optional import optional
 
 __all__ = ["has_ended_in_store", "trace_exists"]
 
@@ -22,11 +23,14 @@ def has_ended_in_store(trace_id: str) -> bool:
     return info is not None and info.state in (TraceState.OK, TraceState.ERROR)
 
 
+_client = optional("mlflow.tracing.client", "TracingClient")
+
+
 def _stored_info(trace_id: str) -> TraceInfo | None:
     try:
         # Not the public get_trace(): its None may as well mean that the store does not answer,
         # or that the trace is there and cannot be read.
-        return cast(TraceInfo, TracingClient().store.get_trace_info(trace_id))
+        return cast(TraceInfo, _client().store.get_trace_info(trace_id))
     except mlflow.MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"):
             return None

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from mlflow.entities import TraceInfo, TraceLocation, TraceState
 from mlflow.tracing import provider as _provider_module
-from mlflow.tracing.constant import SpanAttributeKey
 from mlflow.tracking import fluent as _fluent
 from opentelemetry import trace as _otel
 from opentelemetry.sdk.resources import Resource
@@ -24,6 +23,7 @@ from spanguard._mlflow.active import mode
 from spanguard._mlflow.destination import active_experiment_id
 from spanguard._mlflow.ids import OwnIds, mlflow_trace_id_of
 from spanguard._mlflow.memory import manager_in_force
+from spanguard._mlflow.names import EXPERIMENT_KEY
 from spanguard._mlflow.optional import optional_module
 from spanguard._mlflow.provider import add_to, provider_in_force
 from spanguard._mlflow.watching import stand_in_for_initialize
@@ -111,7 +111,7 @@ class _Recording(SpanProcessor):
 
     def _start_trace(self, processor: Any, root: Any) -> TraceInfo:
         """Do what MLflow's own does, which asks the store for the experiment that is in force."""
-        given = root.attributes.get(SpanAttributeKey.EXPERIMENT_ID)
+        given = root.attributes.get(EXPERIMENT_KEY)
         experiment_id = json.loads(given) if given else active_experiment_id() or "0"
         info = TraceInfo(
             trace_id=mlflow_trace_id_of(root.context.trace_id),

@@ -8,13 +8,15 @@ from mlflow.tracing import provider as _provider_module
 from opentelemetry import trace as _otel
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
+from spanguard._base.findings import contained
 from spanguard._mlflow import provider
 from spanguard._mlflow.active import mode
 from spanguard._mlflow.exporting import close_ledger, note_deliveries, noting_failure
 from spanguard._mlflow.ids import give_own_ids
 from spanguard._mlflow.optional import optional_module
-from spanguard._mlflow.provider import add_to, provider_in_force
+from spanguard._mlflow.provider import add_to, initialized_provider, provider_in_force
 from spanguard._mlflow.queue import widen_export_queues
+from spanguard._mlflow.seam_check import look_once
 from spanguard._mlflow.starting import let_children_follow
 
 __all__ = ["follow", "stand_in_for_initialize", "watch"]
@@ -28,9 +30,9 @@ def watch(processor: SpanProcessor) -> bool:
     """
     if provider.watched is not None and provider_in_force() is provider.watched:
         return False
+    look_once()
     with provider.watch_lock:
-        _provider_module._get_tracer(__name__)  # initialises the provider on first use
-        current = provider_in_force()
+        current = initialized_provider()
         if not isinstance(current, TracerProvider):
             provider.tracer = provider.watched = None  # tracing is off
             return False
@@ -40,10 +42,12 @@ def watch(processor: SpanProcessor) -> bool:
         provider.listening = processor
         give_own_ids(current)
         let_children_follow(current)
-        note_deliveries()
+        with contained("listening to MLflow's exporter"):
+            note_deliveries()
         add_to(processor, current)
-        provider.tracer = _provider_module._get_tracer(_provider_module.__name__)
-        widen_export_queues()
+        provider.tracer = current.get_tracer(_provider_module.__name__)
+        with contained("widening MLflow's queues"):
+            widen_export_queues()
         provider.watched = current
         return True
 
@@ -95,7 +99,8 @@ def _give_own_ids_from_the_first_span_on() -> None:
     """
     stand_in_for_initialize()
     # Not by provider.get(): that could make OpenTelemetry set up one that nobody needs.
-    give_own_ids(getattr(_provider_module.provider, "_isolated_tracer_provider", None))
+    wrapper = getattr(_provider_module, "provider", None)
+    give_own_ids(getattr(wrapper, "_isolated_tracer_provider", None))
     if not mode.isolated:
         give_own_ids(getattr(_otel, "_TRACER_PROVIDER", None))
 

@@ -7,10 +7,10 @@ import time
 from typing import Any, cast
 
 from mlflow.entities import LiveSpan, SpanEvent
-from mlflow.tracing.constant import TraceTagKey
 from opentelemetry.sdk.trace import Event
 
 from spanguard._mlflow.memory import live_span, manager_in_force, mlflow_trace_id
+from spanguard._mlflow.names import TRACE_NAME_KEY
 from spanguard._mlflow.optional import optional
 from spanguard._mlflow.spans import otel_span
 
@@ -74,8 +74,8 @@ def rename(span: LiveSpan, name: str) -> None:
     cast(Any, otel_span(span)).update_name(name)
     if span.parent_id is None:
         with manager_in_force().get_trace(span.trace_id) as trace:
-            if trace is not None and trace.info.tags.get(TraceTagKey.TRACE_NAME) == before:
-                trace.info.tags[TraceTagKey.TRACE_NAME] = name
+            if trace is not None and trace.info.tags.get(TRACE_NAME_KEY) == before:
+                trace.info.tags[TRACE_NAME_KEY] = name
 
 
 def make_event(name: str, attributes: dict[str, Any], timestamp: int | None = None) -> Any:

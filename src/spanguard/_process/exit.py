@@ -12,9 +12,9 @@ from typing import Any
 from spanguard._base.config import current_limits
 from spanguard._base.findings import contained, logger
 from spanguard._base.interrupts import hold_back_the_users
-from spanguard._mlflow import exporting, queue, reasons, swallowed
+from spanguard._mlflow import exporting, queue, swallowed
 from spanguard._process import listening, orphans
-from spanguard._process.flush import bounded, has_arrived, is_handed_over
+from spanguard._process.flush import bounded, has_arrived, is_handed_over, what_is_lost
 from spanguard._process.reports import close_all
 
 __all__ = ["hand_over", "is_behind", "is_there_before_threads_are_joined", "listen"]
@@ -180,7 +180,7 @@ def close_and_flush(orphaned_by: str, seconds: float, raised: BaseException | No
         with contained("closing what is open at the end"):
             close_all(orphaned_by, raised=raised)
     if time.monotonic() < deadline if in_place else has_arrived(deadline):
-        loss = exporting.ledger.settle(exporting.ledger.on_their_way(), reasons.GONE)
+        loss = what_is_lost(exporting.ledger.on_their_way())
         if loss:
             logger.warning("%d traces are not in the store: %s.", loss.traces, loss.reason)
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -13,6 +13,8 @@ from spanguard._base.findings import contained, internal_error, logger, settle
 from spanguard._base.site import user_site
 from spanguard._base.values import kind_name
 from spanguard._mlflow import exporting, queue, reasons
+from spanguard._mlflow.ledger import Loss
+from spanguard._mlflow.seam_check import flush_is_blind
 from spanguard._process import outliving
 from spanguard._process.dropped import do_put_aside
 from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError, TraceLostError
@@ -25,6 +27,7 @@ __all__ = [
     "has_arrived",
     "is_handed_over",
     "store_or_say",
+    "what_is_lost",
 ]
 
 
@@ -36,8 +39,9 @@ def flush(timeout: float | None = 30.0) -> bool:
 
     Returns:
         True only if every trace that ended before is in the store. False when the time was up,
-        and the rest is still tried in the background; or when the store did not take a trace,
-        or one could not be started. Then a warning says how many, and MLflow's reason. Each
+        and the rest is still tried in the background; when the store did not take a trace, or
+        one could not be started; or when this MLflow lacks what would tell, as a line in the
+        log has said. Else a warning says how many, and MLflow's reason. Each
         loss is told of once, and the answer stays False until the store has taken another
         trace. A trace whose loss was told of at its end, by a `TraceLostWarning`, is not told
         of again. Never raises.
@@ -102,14 +106,23 @@ def _deliver(seconds: float) -> Delivery:
             + (f"; {missing} traces are still on their way" if missing else "")
             + ". MLflow goes on trying in the background: call flush() again, with more time.",
         )
-    loss = ledger.settle(ended, reasons.GONE)
+    loss = what_is_lost(ended)
     if not loss:
-        return Delivery(ledger.has_recovered())
+        return Delivery(ledger.has_recovered() and not flush_is_blind())
     return Delivery(
         False,
         f"{loss.traces} traces are not in the store, or not whole: {loss.reason}. See the log of "
         "MLflow, and the tracking URI and the store behind it.",
     )
+
+
+def what_is_lost(ended: Iterable[Hashable]) -> Loss:
+    """Return what is lost of these traces, each once: nothing is on its way any more.
+
+    Where MLflow lacks what would tell of them, only what is known to be refused: that nothing
+    was heard of the others says nothing.
+    """
+    return exporting.ledger.settle(() if flush_is_blind() else ended, reasons.GONE)
 
 
 def has_arrived(deadline: float) -> bool:
