@@ -1,4 +1,4 @@
-"""The command line: `spanguard demo`, `spanguard show TRACE_ID`."""
+"""The command line: `spanguard check`, `spanguard demo`, `spanguard show TRACE_ID`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,25 @@ _PIPED_WIDTH = 1000
 @click.version_option(__version__, prog_name="spanguard")
 def main() -> None:
     """Safe spans for MLflow's low-level tracing client."""
+
+
+@main.command()
+@click.option("--json", "is_json", is_flag=True, help="Print it for programs.")
+def check(is_json: bool) -> None:
+    """Tell what is installed and set, and what of MLflow's is missing: for a bug report.
+
+    Opens no store. Exits with 1 if something is missing that spanguard cannot work without.
+    """
+    from spanguard.cli.check import as_json, draw, look
+
+    _hush_mlflow()
+    report = look()
+    if is_json:
+        click.echo(as_json(report))
+    else:
+        draw(report, _console())
+    if not report.is_usable:
+        raise SystemExit(1)
 
 
 @main.command()
