@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import ast
+import json
+import logging
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import pytest
 
 import spanguard
+from spanguard import traced_span
+from spanguard._base import findings
 from spanguard._mlflow import seam_check
 from spanguard._mlflow.seam_check import MISSING, NOT_IN_THIS_VERSION, OK, state_of
 from spanguard._mlflow.seams import SEAMS, Seam
+from tests.processes import run_script
 from tests.renaming import rename
+from tests.store import Store
 
 SOURCE = Path(spanguard.__file__).parent
+IN_PLACE = mlflow.__version__.startswith(("3.10.", "3.11."))
 HERE = [seam for seam in SEAMS if state_of(seam) != NOT_IN_THIS_VERSION]
 
 
@@ -107,3 +116,131 @@ def test_no_other_private_name_is_used(path: Path) -> None:
     """Who uses another private name of MLflow's writes it down in the list."""
     listed = {part for seam in SEAMS for part in re.split(r"[.:]", seam.path.split(" says ")[0])}
     assert private_names(path) - listed - NOT_SEAMS == set()
+
+
+def test_nothing_is_missing_here(caplog: pytest.LogCaptureFixture, store: Store) -> None:
+    """Where nothing is missing nothing is said, and a look is no burden on the first span."""
+    look_again()
+    with caplog.at_level(logging.WARNING, "spanguard"), traced_span("root"):
+        pass
+    assert "lacks" not in caplog.text
+    began = time.process_time()
+    assert seam_check.missing_seams() == []
+    assert time.process_time() - began < 0.05
+
+
+def look_again() -> None:
+    seam_check._has_looked = False
+    seam_check._missing.clear()
+
+
+@pytest.fixture
+def _afresh() -> Iterator[None]:
+    look_again()
+    yield
+    look_again()
+
+
+@pytest.mark.usefixtures("_afresh")
+def test_it_is_said_once_and_in_one_line(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often it is looked, one line names all that is missing and what is lost."""
+    missing = [
+        seam for seam in HERE if seam.path.endswith(("Span._events", "BatchProcessor._queue"))
+    ]
+    for seam in missing:
+        rename(seam.path, monkeypatch)
+    for _ in range(3):
+        seam_check.look_once()
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and record.name == "spanguard"
+    for seam in missing:
+        assert seam.path in record.message and seam.without.rstrip(".") in record.message
+
+
+@pytest.mark.usefixtures("_afresh")
+def test_a_look_that_fails_is_contained(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, store: Store
+) -> None:
+    def broken(*args: object, **kwargs: object) -> list[Seam]:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(findings, "reraise_internal", False)
+    with monkeypatch.context() as patch:
+        patch.setattr(seam_check, "missing_seams", broken)
+        mlflow.tracing.reset()
+        with traced_span("root"):
+            pass
+    assert "root" in store.spans()
+
+
+PROGRAM = """
+import pytest
+from tests.renaming import rename
+rename({path!r}, pytest.MonkeyPatch())
+
+import spanguard
+from spanguard import traced_span
+with traced_span("root", inputs=1):
+    with traced_span("child"):
+        print("the work is done")
+print("flush:", spanguard.flush(30))
+"""
+
+CHECK = """
+import pytest
+from tests.renaming import rename
+rename({path!r}, pytest.MonkeyPatch())
+
+from spanguard.cli import main
+main(["check", "--json"])
+"""
+
+# One of each kind: of an instance, a class, a module; needed or not; with a flush that is blind.
+PRIVATE = "mlflow.tracing.{}".format
+OTHER_MLFLOWS = {
+    PRIVATE("trace_manager:InMemoryTraceManager._traces"): True,
+    PRIVATE("trace_manager:InMemoryTraceManager._lock"): True,
+    PRIVATE("provider:mlflow_runtime_context"): True,
+    PRIVATE("sampling:_SAMPLING_RATIO_OVERRIDE"): True,
+    PRIVATE("client:TracingClient._upload_trace_data"): False,
+    PRIVATE("processor.mlflow_v3:MlflowV3SpanProcessor._start_trace"): False,
+    "opentelemetry.sdk.trace:Span._events": True,
+}
+if not IN_PLACE:  # where MLflow exports in the thread that ends a span there is no queue
+    OTHER_MLFLOWS |= {
+        PRIVATE("export.mlflow_v3:MlflowV3SpanExporter._async_queue"): False,
+        PRIVATE("export.async_export_queue:AsyncTraceExportQueue._queue"): False,
+        PRIVATE("provider:provider"): True,
+    }
+
+
+@pytest.mark.parametrize(("path", "is_known"), OTHER_MLFLOWS.items())
+def test_the_program_runs_on_an_mlflow_that_lacks_one(
+    path: str, is_known: bool, store: Store
+) -> None:
+    """One warning names it, the trace is whole, and flush() claims nothing that nobody can know."""
+    done = run_script(PROGRAM.format(path=path), store)
+    assert done.returncode == 0, done.stderr
+    assert "the work is done" in done.stdout
+    (trace,) = store.what_is_left()
+    assert {span.name for span in trace.data.spans} == {"root", "child"}
+    assert f"flush: {is_known}" in done.stdout
+    told = [line for line in done.stderr.splitlines() if "spanguard" in line or "failed" in line]
+    assert len(told) == 1 and path in told[0], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        (PRIVATE("trace_manager:InMemoryTraceManager.get_span_from_id"), 1),
+        (PRIVATE("trace_manager:InMemoryTraceManager._traces"), 0),
+    ],
+)
+def test_the_check_names_it(path: str, status: int, store: Store) -> None:
+    """`spanguard check` names that one and no other, and fails if it is needed."""
+    done = run_script(CHECK.format(path=path), store)
+    assert done.returncode == status, done.stderr
+    seams = json.loads(done.stdout)["seams"]
+    assert [seam["path"] for seam in seams if seam["state"] == MISSING] == [path]

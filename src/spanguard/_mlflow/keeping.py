@@ -13,6 +13,7 @@ from mlflow.entities import LiveSpan
 from spanguard._mlflow.buffer import KeepingBuffer
 from spanguard._mlflow.memory import trace_manager
 from spanguard._mlflow.remote import remote_holds
+from spanguard._mlflow.seam_check import is_missing
 from spanguard._mlflow.spans import otel_span
 
 __all__ = ["TraceGuard", "keep_open_traces"]
@@ -83,6 +84,12 @@ def _first(values: Iterable[Any]) -> list[Any]:
     return list(islice(values, 1))
 
 
+_SEAMS_OF_THE_BUFFER = (
+    "cachetools:TTLCache.ttl",
+    "cachetools:TTLCache.maxsize",
+    "mlflow.tracing.trace_manager:InMemoryTraceManager._lock",
+)
+
 _left_alone: Callable[[], Any] = lambda: None  # noqa: E731  # the buffer that was not replaced
 
 
@@ -106,6 +113,8 @@ def keep_open_traces(guard: TraceGuard) -> str | None:
                 f"MLFLOW_TRACE_TIMEOUT_SECONDS is set to {timeout}: MLflow drops a trace that is "
                 f"open for longer, and the oldest when more than {max_size} are open"
             )
+        if any(map(is_missing, _SEAMS_OF_THE_BUFFER)):
+            return None  # that is told
         return "This MLflow keeps open traces in a way unknown here, and may drop old ones"
     with manager._lock:
         kept: KeepingBuffer[Any] = KeepingBuffer(max_size, ttl, _TracePolicy(manager, guard))

@@ -59,7 +59,8 @@ def root_span(trace_id: str) -> LiveSpan | None:
 
 def is_buffered(trace_id: str) -> bool:
     """Tell whether MLflow still holds the trace; without that, its spans go nowhere."""
-    traces = traces_in_memory()
+    # As `traces_in_memory`, written out: it is asked at each start.
+    traces = getattr(getattr(trace_manager, "_instance", None), "_traces", None)
     return traces is None or trace_id in traces
 
 

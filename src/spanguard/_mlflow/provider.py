@@ -16,6 +16,7 @@ __all__ = [
     "add_to",
     "current_provider",
     "follower",
+    "held_provider",
     "initialize",
     "initialized_provider",
     "listening",
@@ -34,22 +35,36 @@ listening: SpanProcessor | None = None  # ours, once it was added
 tracer: Any = None  # of the watched provider
 
 
-def provider_in_force() -> Any:
-    # The attribute where there is one: provider.get() asks the environment each time.
-    wrapper: Any = _provider_module.provider
-    if mode.isolated:
-        return getattr(wrapper, "_isolated_tracer_provider", None) or wrapper.get()
-    return wrapper.get()
-
+_last_seen: Any = None  # what MLflow gave last by its public name
 
 # The public name, from MLflow 3.15 on, of what was private before.
 _bridged_provider = optional("mlflow.tracing.provider", "get_bridged_tracer_provider")
 
 
+def provider_in_force() -> Any:
+    # The attribute where there is one: provider.get() asks the environment each time.
+    wrapper: Any = getattr(_provider_module, "provider", None)
+    if mode.isolated:
+        current = getattr(wrapper, "_isolated_tracer_provider", None)
+        if current is not None:
+            return current
+    return held_provider()
+
+
+def held_provider() -> Any:
+    """Return the provider that MLflow holds, without making one where there is none."""
+    wrapper: Any = getattr(_provider_module, "provider", None)
+    # Where MLflow lacks these: never the public way, which would wait for itself where MLflow is
+    # making a provider at this moment.
+    return wrapper.get() if hasattr(wrapper, "get") else _last_seen
+
+
 def initialized_provider() -> Any:
     """Return MLflow's provider, which MLflow makes on first use."""
+    global _last_seen
     if _bridged_provider is not None:
-        return _bridged_provider()
+        _last_seen = _bridged_provider()
+        return _last_seen
     _provider_module._get_tracer(__name__)
     return provider_in_force()
 

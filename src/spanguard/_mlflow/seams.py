@@ -16,6 +16,7 @@ _MANAGER = "mlflow.tracing.trace_manager:InMemoryTraceManager."
 _TRACE = "mlflow.tracing.trace_manager:_Trace."
 _KEYS = "mlflow.tracing.constant:"
 _NOT_ACTIVE = "Spans of ours are not MLflow's active span: what is opened below them starts a trace"
+_UNNOTICED = "Before MLflow 3.15 nothing is recorded; later, a change of provider goes unnoticed."
 _NO_LIVE_SPAN = "No span can be found by its id, and none is recorded."
 _EVICTED = "MLflow drops open traces at its own limits, in number and age, and nobody is told."
 _REMOTE = "A span that is carried to another process starts a trace of its own."
@@ -25,8 +26,8 @@ _OPENING = (
     Seam(
         f"{PROVIDER}mlflow_runtime_context", "active", f"{_NOT_ACTIVE} of its own.", is_needed=True
     ),
-    Seam(f"{PROVIDER}provider", "provider, watching", "Nothing is recorded.", is_needed=True),
-    Seam(f"{_WRAPPER}get", "provider, watching", "Nothing is recorded.", is_needed=True),
+    Seam(f"{PROVIDER}provider", "provider, watching", _UNNOTICED, is_needed=True),
+    Seam(f"{_WRAPPER}get", "provider", _UNNOTICED, is_needed=True),
     Seam(
         f"{PROVIDER}_get_tracer",
         "provider, ids",
@@ -120,20 +121,22 @@ _OPENING = (
 )
 
 _MEMORY = (
-    Seam(f"{_MANAGER}get_instance", "memory", _NO_LIVE_SPAN, is_needed=True),
-    Seam(f"{_MANAGER}get_span_from_id", "memory", _NO_LIVE_SPAN, is_needed=True),
+    Seam(f"{_MANAGER}get_instance", "memory", _NO_LIVE_SPAN, is_needed=True, flush_needs=True),
+    Seam(f"{_MANAGER}get_span_from_id", "memory", _NO_LIVE_SPAN, is_needed=True, flush_needs=True),
     Seam(f"{_MANAGER}get_root_span_id", "memory", "trace_id= without a parent finds no root."),
     Seam(
         f"{_MANAGER}get_trace",
         "memory, writing, destination",
         "Names, tags and previews of a trace stay as they were when it began.",
         is_needed=True,
+        flush_needs=True,
     ),
     Seam(
         f"{_MANAGER}get_mlflow_trace_id_from_otel_id",
         "memory, exporting",
         "Spans that other APIs open are not known by their trace.",
         is_needed=True,
+        flush_needs=True,
     ),
     Seam(f"{_MANAGER}register_trace", "remote, test_recording", _REMOTE),
     Seam(f"{_MANAGER}pop_trace", "remote, test_recording", _REMOTE),
@@ -148,13 +151,25 @@ _MEMORY = (
     ),
     Seam("cachetools:TTLCache.ttl", "keeping", _EVICTED),
     Seam("cachetools:TTLCache.maxsize", "keeping", _EVICTED),
-    Seam(f"{_TRACE}info", "memory, writing, destination", "A trace's name and tags stay."),
-    Seam(f"{_TRACE}span_dict", "memory, keeping", _EVICTED),
+    Seam(
+        f"{_TRACE}info",
+        "memory, writing, destination",
+        "A trace's name and tags stay.",
+        is_needed=True,
+        flush_needs=True,
+    ),
+    Seam(f"{_TRACE}span_dict", "memory, keeping", _EVICTED, is_needed=True, flush_needs=True),
     Seam(f"{_TRACE}is_remote_trace", "keeping", _REMOTE),
 )
 
 _SPAN = (
-    Seam("mlflow.entities:LiveSpan._span", "spans", "No span is recorded.", is_needed=True),
+    Seam(
+        "mlflow.entities:LiveSpan._span",
+        "spans",
+        "No span is recorded.",
+        is_needed=True,
+        flush_needs=True,
+    ),
     Seam(f"{SDK}Span._status", "ending", "An OK that the body set hides a later error."),
     Seam(
         f"{SDK}Span._attributes",

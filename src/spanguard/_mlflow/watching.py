@@ -14,7 +14,12 @@ from spanguard._mlflow.active import mode
 from spanguard._mlflow.exporting import close_ledger, note_deliveries, noting_failure
 from spanguard._mlflow.ids import give_own_ids
 from spanguard._mlflow.optional import optional_module
-from spanguard._mlflow.provider import add_to, initialized_provider, provider_in_force
+from spanguard._mlflow.provider import (
+    add_to,
+    held_provider,
+    initialized_provider,
+    provider_in_force,
+)
 from spanguard._mlflow.queue import widen_export_queues
 from spanguard._mlflow.seam_check import look_once
 from spanguard._mlflow.starting import let_children_follow
@@ -67,7 +72,7 @@ def follow(processor: SpanProcessor) -> None:
     with provider.watch_lock:
         stand_in_for_initialize()
         provider.follower = processor
-    add_to(processor, _provider_module.provider.get())
+    add_to(processor, held_provider())
 
 
 def stand_in_for_initialize() -> None:
@@ -87,9 +92,9 @@ def _initialize_and_follow(disabled: bool = False) -> None:
         note_deliveries()
         if disabled:
             close_ledger()
-    give_own_ids(_provider_module.provider.get())
+    give_own_ids(held_provider())
     if provider.follower is not None:
-        add_to(provider.follower, _provider_module.provider.get())
+        add_to(provider.follower, held_provider())
 
 
 def _give_own_ids_from_the_first_span_on() -> None:
