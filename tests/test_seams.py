@@ -212,7 +212,7 @@ if not IN_PLACE:  # where MLflow exports in the thread that ends a span there is
     OTHER_MLFLOWS |= {
         PRIVATE("export.mlflow_v3:MlflowV3SpanExporter._async_queue"): False,
         PRIVATE("export.async_export_queue:AsyncTraceExportQueue._queue"): False,
-        PRIVATE("provider:provider"): True,
+        PRIVATE("provider:provider"): False,
     }
 
 

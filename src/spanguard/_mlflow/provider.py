@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from mlflow.tracing import provider as _provider_module
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -53,10 +53,12 @@ def provider_in_force() -> Any:
 
 def held_provider() -> Any:
     """Return the provider that MLflow holds, without making one where there is none."""
-    wrapper: Any = getattr(_provider_module, "provider", None)
-    # Where MLflow lacks these: never the public way, which would wait for itself where MLflow is
-    # making a provider at this moment.
-    return wrapper.get() if hasattr(wrapper, "get") else _last_seen
+    try:
+        return cast(Any, _provider_module).provider.get()
+    except AttributeError:
+        # MLflow lacks it. Not the public way instead, which would wait for itself where MLflow is
+        # making a provider at this moment.
+        return _last_seen
 
 
 def initialized_provider() -> Any:

@@ -26,14 +26,15 @@ _OPENING = (
     Seam(
         f"{PROVIDER}mlflow_runtime_context", "active", f"{_NOT_ACTIVE} of its own.", is_needed=True
     ),
-    Seam(f"{PROVIDER}provider", "provider, watching", _UNNOTICED, is_needed=True),
-    Seam(f"{_WRAPPER}get", "provider", _UNNOTICED, is_needed=True),
+    Seam(f"{PROVIDER}provider", "provider, watching", _UNNOTICED, is_needed=True, flush_needs=True),
+    Seam(f"{_WRAPPER}get", "provider", _UNNOTICED, is_needed=True, flush_needs=True),
     Seam(
         f"{PROVIDER}_get_tracer",
         "provider, ids",
         "Nothing is recorded.",
         until="3.14",  # from 3.15 on its public name is get_bridged_tracer_provider
         is_needed=True,
+        flush_needs=True,
     ),
     Seam(
         f"{PROVIDER}get_bridged_tracer_provider",
