@@ -12,8 +12,8 @@ from typing import Any
 import mlflow
 import pytest
 
-from spanguard import _collector
-from spanguard._collector import is_collecting
+from spanguard._base import collector
+from spanguard._base.collector import is_collecting
 from tests.store import Store
 
 # How many spans each of three threads abandons. The acceptance run of issue 9 asked for 3,000.
@@ -228,7 +228,7 @@ def test_a_collection_in_the_middle_of_the_question_is_no_failure(
                     self.move_to_end(phase)
             return steps
 
-    monkeypatch.setattr(_collector, "_phases", Phases(start=None, stop=None))
+    monkeypatch.setattr(collector, "_phases", Phases(start=None, stop=None))
     assert not is_collecting()
 
 

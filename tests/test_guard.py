@@ -160,7 +160,7 @@ def test_the_same_batch_in_strict_mode(store: Store) -> None:
     assert spans["batch"].outputs == {"processed": 2, "failed": 1}
 
 
-# -- what raw code does wrong: the rows of the table in DESIGN.md -------------------------------
+# -- what raw code does wrong: the rows of the README's table -----------------------------------
 
 
 def test_a_child_left_open_when_the_trace_ends(store: Store, either: MlflowClient) -> None:

@@ -1,7 +1,7 @@
 """Safe spans for MLflow's low-level tracing client: they always close, once, in order.
 
 `with traced_span(...)` around code, `TraceStateManager` for push and pop. The README has the
-first steps; each name here has its own documentation.
+first steps, docs/ the manual; each name here has its own documentation.
 """
 
 from spanguard._api.batch import trace_batch

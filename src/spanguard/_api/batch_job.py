@@ -55,7 +55,7 @@ class Job:
             with block._calling(self.function) as span:
                 result = self.function(item)
                 span.set_outputs(result)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001
             return _crossing(error) if self.has_crossed else Ended(error=error)
         return Ended(result)
 
@@ -65,11 +65,11 @@ def _crossing(error: BaseException) -> Ended:
     trace = stack_trace(error)
     try:
         pickled = pickle.dumps(error)
-    except Exception:
+    except Exception:  # noqa: BLE001
         return Ended(None, error, trace)  # Dask can pickle more than pickle can
     try:
         pickle.loads(pickled)  # our own, from the line above
-    except Exception:
+    except Exception:  # noqa: BLE001
         # Its __init__ asks for more than its args. Unpickling it would break the whole pool.
         described = describe(error)
         error = RuntimeError(f"{described['error_type']}: {described['error_message']}")

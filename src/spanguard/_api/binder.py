@@ -100,7 +100,7 @@ _SELF = (["self"], ["cls"])
 def _parameters(function: Any) -> list[inspect.Parameter]:
     try:
         return list(inspect.signature(function).parameters.values())
-    except Exception:  # a builtin without a signature, or one whose looks are deceiving
+    except Exception:  # noqa: BLE001 - a builtin without a signature, or one whose looks are deceiving
         return list(_OPAQUE)
 
 
@@ -111,5 +111,5 @@ def _is_from_source(function: Any) -> bool:
     """
     try:
         return isinstance(inspect.unwrap(function), FunctionType)
-    except Exception:
+    except Exception:  # noqa: BLE001
         return False

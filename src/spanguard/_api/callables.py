@@ -59,7 +59,7 @@ def name_of(function: Any) -> str | None:
         function = function.func
     try:
         name = function.__name__
-    except Exception:  # it has none, or is not to be asked
+    except Exception:  # noqa: BLE001 - it has none, or is not to be asked
         return None
     return name if isinstance(name, str) else None
 

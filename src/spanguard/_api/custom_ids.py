@@ -44,13 +44,13 @@ _DOMAIN = "spanguard:custom_trace_id:"
 
 
 def trace_id_for(custom_trace_id: str) -> str:
-    """Return the MLflow trace id that a business id maps to, without asking anyone.
+    r"""Return the MLflow trace id that a business id maps to, without asking anyone.
 
     `tr-`, then the first 32 hexadecimal digits (128 bits) of the SHA-256 of the UTF-8 text
     `spanguard:custom_trace_id:` followed by the id. No key, no salt: any system can compute it, in
     a shell by `printf 'spanguard:custom_trace_id:%s' "$id" | sha256sum | cut -c1-32`. The digits
     are the OpenTelemetry trace id, too. Lone surrogates and NULs, which no store takes, are read
-    as what is written for them: `\\udc80`, `\\x00`.
+    as what is written for them: `\udc80`, `\x00`.
 
     >>> import spanguard
     >>> spanguard.trace_id_for("order-42")

@@ -83,7 +83,7 @@ def _is_found_by_name(function: Any) -> bool:
         found: Any = sys.modules[function.__module__]
         for name in function.__qualname__.split("."):
             found = getattr(found, name)
-    except Exception:
+    except Exception:  # noqa: BLE001
         return False
     return found is function
 

@@ -34,8 +34,8 @@ class traced_span(Block[LiveSpan]):
     The span nests under the ambient span, whichever API opened that, and is itself the ambient
     span inside the block: fluent spans, `@mlflow.trace` and autologging nest under it. When the
     block is left, what it left open underneath is closed first, as ERROR and `orphaned`; then
-    the span ends, as the exception that left the block says (see the outcome table in the
-    README). Exceptions of the block pass through unchanged. Works with `async with` too.
+    the span ends, as the exception that left the block says (see
+    docs/outcomes.md). Exceptions of the block pass through unchanged. Works with `async with` too.
 
     Nothing here raises into your code, except in strict mode: then bad arguments raise
     `InvalidSpanArgumentError` or `InvalidParentError` before anything opens, and what was left

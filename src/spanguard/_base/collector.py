@@ -27,12 +27,9 @@ def is_collecting() -> bool:
     collector may be in the middle of setting another one, and the process crashes
     (test_collector.py).
     """
-    return _last_phase() == "start" and getattr(_of_thread, "start", None) is _latest["start"]
-
-
-def _last_phase() -> str:
-    while True:
-        try:
-            return next(reversed(_phases))
-        except RuntimeError:  # a collection has begun or ended between the two steps
-            continue
+    try:
+        if next(reversed(_phases)) == "stop":
+            return False
+    except RuntimeError:  # a collection has begun or ended between the two steps
+        return is_collecting()
+    return getattr(_of_thread, "start", None) is _latest["start"]

@@ -98,7 +98,7 @@ def _annotate(exception: BaseException, finding: SpanguardError, site: Site) -> 
         try:
             exception.add_note(f"{type(finding).__name__}: {finding}")
             return
-        except Exception:  # an exception type may refuse notes: fall back to the warning
+        except Exception:  # noqa: BLE001 - an exception type may refuse notes: fall back to the warning
             pass
     _warn_once(finding, site, exception)
 
@@ -212,7 +212,7 @@ def _message(error: BaseException) -> str:
         return ""
     try:
         said = str(error).partition("[SQL:")[0]
-    except Exception:
+    except Exception:  # noqa: BLE001
         return ""
     line = PASSWORD.sub("://***@", " ".join(said.split()))
     if len(line) > _MAX_QUOTED_CHARS:  # the cure may stand first or last

@@ -32,8 +32,10 @@ class Block:
 
 
 class Setting(ABC):
-    """What a setter returns. A plain call is in force for the process from there on; a with-block
-    in its context only, and the process never sees it.
+    """What a setter returns.
+
+    A plain call is in force for the process from there on; a with-block in its context only, and
+    the process never sees it.
 
     A call does not know what becomes of its result, and must not set the process for the moment
     until a block is entered: another thread would see it. So the caller's next step is read, in

@@ -181,7 +181,7 @@ def _code_of(function: Any) -> CodeType | None:
                 return code
             inner = getattr(function, "func", None) or getattr(function, "__func__", None)
             function = inner or type(function).__call__
-    except Exception:  # an object that refuses to be looked at
+    except Exception:  # noqa: BLE001 - an object that refuses to be looked at
         pass
     return None
 

@@ -161,7 +161,11 @@ class ClosingSpan:
         entry = self.entry
         # Where the collector closes a generator, or calls a finalizer, in the middle of a write:
         # closing here and now could wait for what this very thread holds.
-        if self._is_in_the_way(raised):
+        if (
+            is_collecting()
+            or (entry is not None and is_being_written(entry.otel))
+            or (raised is not None and isinstance(raised, GeneratorExit) and is_inside_tracing())
+        ):
             at = end_time_ns or time.time_ns()
             thread = entry.strand.thread if entry is not None else None
             put_aside(lambda: self.close(raised, by=by, outcome=outcome, end_time_ns=at), thread)
@@ -180,11 +184,6 @@ class ClosingSpan:
             self._close_interrupted(raised or interrupt, by, end_time_ns)
             raise
 
-    def _is_in_the_way(self, raised: BaseException | None) -> bool:
-        if is_collecting() or (isinstance(raised, GeneratorExit) and is_inside_tracing()):
-            return True
-        return self.entry is not None and is_being_written(self.entry.otel)
-
     def _close(
         self,
         raised: BaseException | None,
@@ -199,7 +198,7 @@ class ClosingSpan:
             else:
                 self.closed_by = by
                 findings += self._close_claimed(raised, outcome, end_time_ns)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             internal_error("closing a span", error)
         finally:
             if by != "user":

@@ -116,7 +116,7 @@ def _place(request: SpanRequest, parent: OpenedSpan | None) -> Place:
         if parent is not None and request.trace_id is None and request.parent_id is None:
             return Place(parent.live)
         return place(request.name, request.trace_id, request.parent_id)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         internal_error("finding the parent of a span", error)
         return Place()
 
@@ -174,7 +174,7 @@ def _start(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> Ope
             live = _start_at(request, spot, attributes)
     except (SpanguardError, SpanguardWarning):
         raise  # of a guarded client: nothing failed, and it is for the user
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         # Before that nothing of the user's was given away; a client is given payloads.
         internal_error("starting a span", error, quoted=not is_listening)
     if live is None:
@@ -296,6 +296,10 @@ def _record_start(
             metadata = request.trace_metadata()
             metadata.pop(names.RUN_KEY, None)
             memory.add_to_trace(live.trace_id, request.trace_tags(), metadata)
+    _record_extras(opened, request)
+
+
+def _record_extras(opened: OpenedSpan, request: SpanRequest) -> None:
     if request.description is not None:
         opened.proxy.set_description(request.description)
     if request.log_level is not None:

@@ -24,6 +24,7 @@ from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError
 
 __all__ = ["MAX_SPAN_NAME_CHARS", "SpanRequest", "no_client"]
 
+
 MAX_SPAN_NAME_CHARS = 4_000
 # A longer session id costs the whole trace on newer versions of MLflow (test_custom.py).
 MAX_SESSION_CHARS = 250

@@ -24,6 +24,6 @@ def reason_of(error: BaseException) -> str:
         text = _DATA.split(PASSWORD.sub("://***@", str(error)), maxsplit=1)[0]
         text = _TRACE_ID.sub("tr-...", " ".join(_NO_REASON.sub("", text).split()))
         text = text.encode(errors="backslashreplace").decode()
-    except Exception:
+    except Exception:  # noqa: BLE001
         text = ""
     return text.strip(" .:")[:_MAX_REASON_CHARS] or type(error).__qualname__

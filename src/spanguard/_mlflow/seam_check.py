@@ -15,7 +15,8 @@ from typing import Any
 import mlflow
 
 from spanguard._base.findings import contained, logger
-from spanguard._mlflow.seams import SEAMS, Seam
+from spanguard._mlflow.seam import Seam
+from spanguard._mlflow.seams import SEAMS
 
 __all__ = [
     "MISSING",
@@ -24,9 +25,9 @@ __all__ = [
     "flush_is_blind",
     "is_missing",
     "look_once",
-    "missing_seams",
     "state_of",
 ]
+
 
 OK, MISSING, NOT_IN_THIS_VERSION = "ok", "missing", "not in this version"
 
@@ -132,7 +133,7 @@ def _module(name: str, importing: bool) -> Any:
         # To find one whose package is not there would import that.
         is_within_reach = name.rpartition(".")[0] in sys.modules
         return _UNKNOWN if not is_within_reach or importlib.util.find_spec(name) else None
-    except Exception:  # a module may fail in any way while it is imported
+    except Exception:  # noqa: BLE001 - a module may fail in any way while it is imported
         return None
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from spanguard._mlflow.seam import FORKED, PROVIDER, SDK, UNDONE, Seam, each
 from spanguard._mlflow.seams_of_delivery import ON_THE_WAY_TO_THE_STORE
 
-__all__ = ["SEAMS", "Seam"]
+__all__ = ["SEAMS"]
+
 
 _WRAPPER = f"{PROVIDER}_TracerProviderWrapper."
 _MANAGER = "mlflow.tracing.trace_manager:InMemoryTraceManager."

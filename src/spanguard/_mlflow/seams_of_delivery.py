@@ -6,6 +6,7 @@ from spanguard._mlflow.seam import FORKED, PROVIDER, SDK, UNDONE, Seam, each
 
 __all__ = ["ON_THE_WAY_TO_THE_STORE"]
 
+
 _BASE = "mlflow.tracing.processor.base_mlflow:"
 _PROCESSOR = f"{_BASE}BaseMlflowSpanProcessor."
 _V3_PROCESSOR = "mlflow.tracing.processor.mlflow_v3:MlflowV3SpanProcessor."

@@ -143,6 +143,6 @@ def is_log_level(level: Any) -> bool:
         return False
     try:
         _log_levels.from_value(level)
-    except Exception:
+    except Exception:  # noqa: BLE001
         return False
     return True

@@ -61,7 +61,7 @@ def _put(what: str, question: Callable[[], T], seconds: float) -> tuple[list[T],
     def answer() -> None:
         try:
             answers.append(question())
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             internal_error(what, error, quoted=True)
 
     # In a copy of the context: MLflow keeps the workspace that it asks for in it.

@@ -179,7 +179,7 @@ class HandingOver:
         try:
             queue.hand_over_everything()
             is_done = True
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             with suppress(Exception):  # our own test suite has it raised again
                 internal_error("handing over", error, quoted=True)
         with self._turn:

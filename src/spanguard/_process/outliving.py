@@ -1,9 +1,9 @@
 """Roots whose block is over, and that wait for what runs on under them.
 
-A task, a pooled job or a stream may go on after the span it was begun under (DESIGN.md, "Across
-strands"). MLflow exports a trace when its root ends, and what ends later makes it unreadable. So
-the root's status and end time are taken when its block is left, and it ends when the last of its
-descendants has: at most `limits(outlive_seconds=...)` later. What is open then is an orphan.
+A task, a pooled job or a stream may go on after the span it was begun under. MLflow exports a
+trace when its root ends, and what ends later makes it unreadable. So the root's status and end
+time are taken when its block is left, and it ends when the last of its descendants has: at most
+`limits(outlive_seconds=...)` later. What is open then is an orphan.
 """
 
 from __future__ import annotations

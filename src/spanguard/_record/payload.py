@@ -97,7 +97,7 @@ def _is_within(value: Any, limit: int, *, any_string: bool) -> bool:
         return False  # changed by another thread while we looked, or the stack is nearly used up
 
 
-def _plain_cost(value: Any, depth: int, limit: int, any_string: bool) -> int:
+def _plain_cost(value: Any, depth: int, limit: int, any_string: bool) -> int:  # noqa: C901, PLR0912
     """Return the characters a plain JSON value takes, or _NOT_PLAIN."""
     kind = type(value)
     if kind is str:

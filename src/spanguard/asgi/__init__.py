@@ -102,6 +102,7 @@ class TraceMiddleware:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application for one scope, in a trace of its own if it is to be traced."""
         if not self._traces(scope):
             await self.app(scope, receive, send)
             return

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 import mlflow
 
 from spanguard import __version__
+from spanguard._mlflow.seam import Seam
 from spanguard._mlflow.seam_check import MISSING, NOT_IN_THIS_VERSION, OK, state_of
-from spanguard._mlflow.seams import SEAMS, Seam
+from spanguard._mlflow.seams import SEAMS
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Report", "as_json", "draw", "look"]
+__all__ = ["as_json", "draw", "look"]
+
 
 _PACKAGES = ("mlflow", "opentelemetry-sdk", "sqlalchemy", "wrapt")
 
@@ -97,7 +99,7 @@ def _version(package: str) -> str:
 def _store() -> str:
     try:
         return without_secrets(mlflow.get_tracking_uri())
-    except Exception as error:  # a setting that MLflow refuses: that is worth a line, no more
+    except Exception as error:  # noqa: BLE001 - a setting that MLflow refuses: that is worth a line, no more
         return f"unknown: {type(error).__name__}"
 
 

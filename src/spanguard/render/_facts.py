@@ -63,7 +63,7 @@ def _attribute(span: Span, key: str) -> str:
     """Return an attribute as text, "" if there is none or it cannot be read."""
     try:
         value = span.get_attribute(key)
-    except Exception:  # what others wrote need not be JSON
+    except Exception:  # noqa: BLE001 - what others wrote need not be JSON
         return ""
     return "" if value is None else str(value)
 
@@ -123,7 +123,7 @@ def payloads_of(span: Span) -> Iterator[tuple[str, str]]:
 def _as_json(value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, default=str)
-    except Exception:
+    except Exception:  # noqa: BLE001
         return str(value)
 
 
