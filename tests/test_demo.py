@@ -22,7 +22,7 @@ from spanguard import cli
 from spanguard.render import TraceTree
 from tests.store import Store, outcome, status
 
-SOURCE = Path(spanguard.__file__).parent / "demo.py"
+SOURCE = Path(spanguard.__file__).parent / "cli" / "demo.py"
 
 
 def leaking_line() -> int:

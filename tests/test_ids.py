@@ -231,8 +231,8 @@ def test_forked_children_draw_ids_of_their_own(store: Store) -> None:
         """
         import os, sys
         import spanguard
-        from spanguard import _mlflow
-        ids = _mlflow.OwnIds()
+        from spanguard._mlflow.ids import OwnIds
+        ids = OwnIds()
         ids.generate_span_id()
         def draw():
             sys.stdout.write("".join(f"{ids.generate_span_id():016x}\\n" for _ in range(50)))
