@@ -6,14 +6,18 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 from collections import OrderedDict
 from typing import Any
 
 import mlflow
 import pytest
 
+import spanguard
+from spanguard import traced_span
 from spanguard._base import collector
 from spanguard._base.collector import is_collecting
+from spanguard._process import registry
 from tests.store import Store
 
 # How many spans each of three threads abandons. The acceptance run of issue 9 asked for 3,000.
@@ -249,3 +253,44 @@ def test_a_finalizer_is_told_that_the_collector_has_called_it() -> None:
     del alone
     assert told == [True, False]
     assert not is_collecting()
+
+
+@pytest.mark.parametrize("is_dropped", [False, True])
+@pytest.mark.filterwarnings("ignore::spanguard.SpanguardWarning")
+def test_what_is_being_written_is_left_to_the_thread_that_opened_it(
+    store: Store, is_dropped: bool
+) -> None:
+    """Another thread that ended it, whenever, could cost the trace that its opener works on."""
+    opened, traces_again, traced, over = (threading.Event() for _ in range(4))
+
+    def work() -> None:
+        block = traced_span("being written")
+        block.__enter__()
+        if is_dropped:
+            del block
+        opened.set()
+        traces_again.wait(30)
+        with traced_span("next", new_trace=True):
+            pass
+        traced.set()
+        over.wait(30)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    opened.wait(30)
+    (entry,) = registry.open_entries()
+    with entry.otel._lock:  # as in a finalizer in the middle of a write
+        assert spanguard.close_open_spans() == 0
+    with traced_span("another thread's"):
+        pass
+    assert registry.open_entries() == [entry]  # open_spans() would do what was put aside
+    traces_again.set()
+    traced.wait(30)
+    assert registry.open_entries() == []
+    over.set()
+    thread.join(30)
+    assert {trace.data.spans[0].name for trace in store.traces()} == {
+        "being written",
+        "another thread's",
+        "next",
+    }

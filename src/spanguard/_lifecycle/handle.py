@@ -171,7 +171,7 @@ class OpenedSpan(ClosingSpan):
         entry = self.entry
         if entry is not None:
             if is_being_written(entry.otel):
-                put_aside(self._close_dropped)
+                put_aside(self._close_dropped, entry.strand.thread)
                 return
             orphans.close_descendants(entry, with_what_outlives=False)
             entry.opened = None  # it is this one, on its way out

@@ -95,7 +95,9 @@ _MAY_HOLD_LOCKS = (
 
 
 def is_inside_tracing() -> bool:
-    """Tell whether we were called in the middle of MLflow or OpenTelemetry: by the collector."""
+    """Tell whether we were called by the collector, or in the middle of MLflow's work."""
+    if is_collecting():
+        return True
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__")

@@ -162,7 +162,7 @@ def close_orphan(
         entry.awaits()
         return None
     if is_being_written(entry.otel):  # by this very thread: waiting would be for ever
-        put_aside(lambda: close_orphan(entry, orphaned_by, outcome, raised))
+        put_aside(lambda: close_orphan(entry, orphaned_by, outcome, raised), entry.strand.thread)
         return None
     if not _take(entry):
         return None

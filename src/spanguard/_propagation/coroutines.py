@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
-from spanguard._base.collector import is_collecting
 from spanguard._lifecycle.handle import OpenedSpan
 from spanguard._process.dropped import is_inside_tracing, put_aside
 
@@ -69,7 +68,7 @@ class TracedCoroutine(_ObjectProxy):
         run = getattr(self, "_self_run", None)
         if run is not None and run.gi_frame is not None and not sys.is_finalizing():
             self._self_abandoned.append(True)
-            if is_collecting() or is_inside_tracing():
+            if is_inside_tracing():
                 put_aside(run.close)
             else:
                 run.close()

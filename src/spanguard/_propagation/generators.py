@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
-from spanguard._base.collector import is_collecting
 from spanguard._lifecycle.handle import OpenedSpan
 from spanguard._process.dropped import is_inside_tracing, put_aside
 from spanguard._record.outcome import ABANDONED, CLOSED_EARLY, Outcome
@@ -102,7 +101,7 @@ class TracedGenerator(_ObjectProxy):
         drive = getattr(self, "_self_drive", None)
         if drive is None or not drive.is_open or sys.is_finalizing():
             return
-        if is_collecting() or is_inside_tracing():
+        if is_inside_tracing():
             # The body's clean-up may open and end spans, which would wait for ever for what this
             # very thread holds (issue 9, A1).
             generator, outcome = self.__wrapped__, drive.dropped_as()
