@@ -23,7 +23,7 @@ from spanguard import (
     traced_span,
 )
 from spanguard._base import settings
-from spanguard._process import registry
+from spanguard._process import registry, watchdog
 from tests.interrupts import Line, Place, by_ctrl_c, by_signal_handler, places_of, run_interrupted
 from tests.store import Store
 
@@ -228,6 +228,8 @@ def interrupt(
     if is_setting_in_force():
         wrong.append(f"{where}: a setting is still in force")
         settings.context_settings.set(())
+        with spanguard.watch(None):  # whose end starts or stops what is to run
+            watchdog._blocks.clear()
     if registry.open:
         kept = [entry.label for entry in registry.open.values()]
         wrong.append(f"{where}: kept for ever: {kept}")
@@ -236,7 +238,10 @@ def interrupt(
 
 
 def is_setting_in_force() -> bool:
-    return not all(block.is_dropped for block in settings.context_settings.get())
+    spanguard.open_spans()  # looks again at what was put aside
+    return watchdog._watchdog is not None or not all(
+        block.is_dropped for block in settings.context_settings.get()
+    )
 
 
 def leave_context() -> None:

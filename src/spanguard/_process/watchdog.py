@@ -139,10 +139,10 @@ class WatchSetting(Setting):
         traceback: TracebackType | None,
     ) -> None:
         left = self._blocks[-1:]
-        super().__exit__(exc_type, exc, traceback)
         with _lock:
             _blocks[:] = [block for block in _blocks if block not in left]
             _start_or_stop()
+        super().__exit__(exc_type, exc, traceback)  # last: an interrupt finds what is to be dropped
 
     def __del__(self) -> None:
         super().__del__()
