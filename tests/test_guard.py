@@ -1689,7 +1689,7 @@ def test_nothing_outlives_its_span(either: Any, client: MlflowClient, how: str) 
 def test_what_is_remembered_of_ended_spans_is_bounded(
     monkeypatch: pytest.MonkeyPatch, guarded: MlflowClient
 ) -> None:
-    monkeypatch.setattr("spanguard._held._MAX_REMEMBERED", 50)
+    monkeypatch.setattr("spanguard._api.held._MAX_REMEMBERED", 50)
     _ended.clear()
     root = guarded.start_trace("root")
     first = guarded.start_span("first", root.trace_id, root.span_id)

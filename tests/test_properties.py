@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spanguard import TraceStateManager, _mlflow, current_span, traced_span
+from spanguard import TraceStateManager, current_span, traced_span
+from spanguard._mlflow.queue import defers_roots
 from tests.programs import (
     assert_nothing_is_left,
     assert_whole,
@@ -126,7 +127,7 @@ class Machine:
         if span is None or span.span_id in self.fluent or not is_open(span):
             return
         # A root is MLflow's to lose where it exports it with raw spans open below (3.10 to 3.13).
-        if span.parent_id is not None or _mlflow.defers_roots():
+        if span.parent_id is not None or defers_roots():
             self.client.end_span(span.trace_id, span.span_id)
 
     def do_write(self, number: int) -> None:
