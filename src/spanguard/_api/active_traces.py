@@ -13,8 +13,8 @@ from mlflow.entities import LiveSpan
 from spanguard._api.custom_ids import client_request_id
 from spanguard._base.findings import contained
 from spanguard._lifecycle import chosen_ids
-from spanguard._lifecycle.handle import OpenedSpan
-from spanguard._lifecycle.opening import open_span
+from spanguard._lifecycle.handle import SpanHandle
+from spanguard._lifecycle.opening import open_handle
 from spanguard._lifecycle.request import SpanRequest
 from spanguard._mlflow import memory, starting
 from spanguard._record.text import whole_text
@@ -50,7 +50,7 @@ class ActiveTraces:
         self._strict = strict
         # By custom id, of all threads and tasks; None: about to start. What another API ended is
         # in it until the next look.
-        self._traces: dict[str, OpenedSpan | None] = {}
+        self._traces: dict[str, SpanHandle | None] = {}
 
     def _claim(self, custom_id: str, request: SpanRequest) -> bool:
         """Take an id for a trace that is about to start; False if one has it, here or stored."""
@@ -67,45 +67,45 @@ class ActiveTraces:
                 self._traces.pop(custom_id, None)
         return is_free
 
-    def _open(self, custom_id: str, request: SpanRequest) -> OpenedSpan:
+    def _open(self, custom_id: str, request: SpanRequest) -> SpanHandle:
         try:
-            opened = open_span(request, activate=False)
+            handle = open_handle(request, activate=False)
         except BaseException:
             self._traces.pop(custom_id, None)
             raise
-        if not starting.is_noop(opened.live):
+        if not starting.is_noop(handle.live):
             with contained("recording a client request id"):
-                memory.set_client_request_id(opened.live.trace_id, client_request_id(custom_id))
+                memory.set_client_request_id(handle.live.trace_id, client_request_id(custom_id))
         with _lock:
-            self._traces[custom_id] = opened
-        return opened
+            self._traces[custom_id] = handle
+        return handle
 
-    def _take(self, custom_id: str) -> OpenedSpan | None:
+    def _take(self, custom_id: str) -> SpanHandle | None:
         """Take an open trace off the manager. Exactly one caller gets it, in whatever thread."""
         with _lock:
-            opened = self._traces.get(custom_id)
-            if opened is None:
+            handle = self._traces.get(custom_id)
+            if handle is None:
                 return None
             del self._traces[custom_id]
-        return opened if opened.is_open else None
+        return handle if handle.is_open else None
 
-    def _let_go(self, custom_id: str, opened: OpenedSpan) -> None:
+    def _let_go(self, custom_id: str, handle: SpanHandle) -> None:
         with _lock:
-            if self._traces.get(custom_id) is opened:
+            if self._traces.get(custom_id) is handle:
                 del self._traces[custom_id]
 
     def _forget_ended(self) -> None:
         """Let go of what another API has ended. Call it locked."""
-        for custom_id, opened in list(self._traces.items()):
-            if opened is not None and not opened.is_open:
-                self._let_go(custom_id, opened)
+        for custom_id, handle in list(self._traces.items()):
+            if handle is not None and not handle.is_open:
+                self._let_go(custom_id, handle)
 
     # -- looking
 
     def get_active_trace(self, custom_trace_id: str) -> LiveSpan | None:
         """Return the root span of the open trace that this manager started under an id, or None."""
-        opened = self._traces.get(whole_text(custom_trace_id))
-        return opened.proxy if opened is not None and opened.is_open else None  # type: ignore[return-value]
+        handle = self._traces.get(whole_text(custom_trace_id))
+        return handle.proxy if handle is not None and handle.is_open else None  # type: ignore[return-value]
 
     @property
     def active_traces(self) -> Mapping[str, LiveSpan]:

@@ -16,7 +16,7 @@ from spanguard._base.findings import settle
 from spanguard._base.interrupts import is_the_users
 from spanguard._base.site import user_site
 from spanguard._base.values import attribute_of, kind_name, text_of, truth_of, whole_number_of
-from spanguard._lifecycle.opening import open_span
+from spanguard._lifecycle.opening import open_handle
 from spanguard._lifecycle.request import SpanRequest
 from spanguard._record import writing
 from spanguard._record.text import clean_text, safe_repr
@@ -103,7 +103,7 @@ def trace_batch(
         strict=strict,
     )
     kinds = SpanRequest(("expected",), expected=expected).expected
-    opened = open_span(request)
+    handle = open_handle(request)
     batch = Batch(
         Job(fn, kinds, strict),
         executor,
@@ -112,15 +112,15 @@ def trace_batch(
     )
     raised: BaseException | None = None
     try:
-        with _progress_bar(progress, opened.name, total) as advance:
+        with _progress_bar(progress, handle.name, total) as advance:
             names = _namer(item_name, fn, strict)
             batch.run(items, names, advance, is_sized=total is not None)
     except BaseException as error:
         raised = error
         raise
     finally:
-        writing.outputs(opened.live, batch.counts())
-        opened.finish(raised or batch.broken)
+        writing.outputs(handle.live, batch.counts())
+        handle.finish(raised or batch.broken)
     return batch.result()
 
 

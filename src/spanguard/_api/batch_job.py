@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from spanguard._api.traced_span import traced_span
 from spanguard._base.findings import contained
-from spanguard._lifecycle.opening import open_span
+from spanguard._lifecycle.opening import open_handle
 from spanguard._lifecycle.request import SpanRequest
 from spanguard._record.outcome import describe, stack_trace
 
@@ -80,7 +80,7 @@ def record_loss(index: int, name: str, item: Any, error: BaseException) -> None:
     """Record an item that its engine failed on, in its stead."""
     with contained("recording an item that was lost"):
         request = SpanRequest((name,), inputs=item, attributes={"item_id": index})
-        open_span(request, activate=False).close(error)
+        open_handle(request, activate=False).close(error)
 
 
 class WorkerTraceback(Exception):

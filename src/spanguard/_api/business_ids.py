@@ -28,7 +28,7 @@ from spanguard._base.findings import settle
 from spanguard._base.interrupts import is_the_users
 from spanguard._base.site import user_site
 from spanguard._base.values import kind_name
-from spanguard._lifecycle.handle import OpenedSpan
+from spanguard._lifecycle.handle import SpanHandle
 from spanguard._lifecycle.request import SpanRequest
 from spanguard._mlflow import store
 from spanguard._process.ambient import OverlappingAmbient
@@ -173,9 +173,9 @@ class CustomTraceManager(ActiveTraces):
         ['job-7']
         >>> manager.end_custom_trace("job-7", outputs="done")
         """
-        _, opened = self._start(user_id, operation, custom_trace_id, attributes)
-        opened.activate(kind=OverlappingAmbient)
-        return opened.proxy  # type: ignore[return-value]
+        _, handle = self._start(user_id, operation, custom_trace_id, attributes)
+        handle.activate(kind=OverlappingAmbient)
+        return handle.proxy  # type: ignore[return-value]
 
     def end_custom_trace(
         self,
@@ -194,14 +194,14 @@ class CustomTraceManager(ActiveTraces):
             UnknownSpanError, OrphanedSpanError, TraceLostError: in strict mode, after everything
                 is closed.
         """
-        opened = self._take(whole_text(custom_trace_id))
-        if opened is None:
+        handle = self._take(whole_text(custom_trace_id))
+        if handle is None:
             findings: list[SpanguardError] = [unknown(custom_trace_id)]
             strict = self._strict
         else:
-            findings = opened.write_last(outputs, attributes, status)
-            findings += opened.close()
-            strict = opened.strict
+            findings = handle.write_last(outputs, attributes, status)
+            findings += handle.close()
+            strict = handle.strict
         if findings:
             settle(findings, strict=strict, raised=sys.exc_info()[1], site=user_site(2))
 
@@ -228,7 +228,7 @@ class CustomTraceManager(ActiveTraces):
 
     def _start(
         self, user_id: Any, operation: Any, given: Any, attributes: dict[str, Any]
-    ) -> tuple[str, OpenedSpan]:
+    ) -> tuple[str, SpanHandle]:
         """Start a trace under the wanted id, or one with a suffix; not active yet."""
         if given is None:
             wanted, findings = self._generate(user_id, operation)
@@ -241,7 +241,7 @@ class CustomTraceManager(ActiveTraces):
                 findings.append(duplicate(wanted, "nothing was started"))
                 settle(findings, strict=True, raised=None, site=user_site(2))
             # Not counted up: the id with _2 may be another order's. If this one is in use as
-            # well, open_span gives the trace an id that does not derive from it.
+            # well, open_handle gives the trace an id that does not derive from it.
             custom_id = f"{wanted}_{random_digits()}"
             request = request_for(custom_id)
             findings.append(duplicate(wanted, f"the trace is {shown(custom_id)}"))
@@ -301,7 +301,7 @@ class CustomTraceBlock(Block[LiveSpan]):
     def __init__(self, manager: CustomTraceManager, asked: tuple[Any, Any, Any, Any]) -> None:
         self._manager = manager
         self._asked: tuple[Any, Any, Any, Any] | None = asked
-        self._started: tuple[str, OpenedSpan] | None = None
+        self._started: tuple[str, SpanHandle] | None = None
 
     def __enter__(self) -> LiveSpan:
         asked, self._asked = self._asked, None
@@ -311,9 +311,9 @@ class CustomTraceBlock(Block[LiveSpan]):
                 "manager.custom_trace(...)."
             )
         self._started = self._manager._start(*asked)
-        opened = self._started[1]
-        opened.activate()
-        return opened.proxy  # type: ignore[return-value]
+        handle = self._started[1]
+        handle.activate()
+        return handle.proxy  # type: ignore[return-value]
 
     def __exit__(
         self,
@@ -323,6 +323,6 @@ class CustomTraceBlock(Block[LiveSpan]):
     ) -> None:
         started, self._started = self._started, None
         if started is not None:
-            custom_id, opened = started
-            self._manager._let_go(custom_id, opened)
-            opened.finish(exc)
+            custom_id, handle = started
+            self._manager._let_go(custom_id, handle)
+            handle.finish(exc)

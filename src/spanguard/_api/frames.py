@@ -12,9 +12,10 @@ from spanguard._base.interrupts import is_the_users
 from spanguard._base.open_span import OpenSpan
 from spanguard._base.site import Site
 from spanguard._base.values import kind_name
-from spanguard._lifecycle.handle import OpenedSpan
+from spanguard._lifecycle.handle import SpanHandle
 from spanguard._mlflow.spans import otel_span
 from spanguard._process.ambient import pushed
+from spanguard._process.registry import ClosedBy
 from spanguard._process.strands import Strand
 from spanguard._record.text import clean_text
 from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError
@@ -25,21 +26,21 @@ __all__ = ["Frame", "Unwound", "as_exception", "managers", "otel_span_of", "stan
 class Frame:
     """One push, linked to the one below it: the immutable value that contexts copy."""
 
-    __slots__ = ("_opened", "above", "below", "order", "pusher")
+    __slots__ = ("_handle", "above", "below", "order", "pusher")
 
-    def __init__(self, opened: OpenedSpan, below: Frame | None) -> None:
+    def __init__(self, handle: SpanHandle, below: Frame | None) -> None:
         self.order = next(_orders)
         self.above: dict[Frame, None] = {}  # pushed on it and not popped, in all contexts
         # Weak: contexts hold frames for as long as they like, and must not keep spans alive.
-        self._opened = weakref.ref(opened)
+        self._handle = weakref.ref(handle)
         self.below = below
         self.pusher = Strand()
 
     @property
     def stands(self) -> bool:
         """Whether it is still to be popped. Ended by hand: yes. Closed as an orphan: no."""
-        opened = self._opened()
-        return opened is not None and opened.closed_by in (None, "user")
+        handle = self._handle()
+        return handle is not None and handle.closed_by in (None, ClosedBy.USER)
 
 
 _orders = itertools.count()
@@ -67,7 +68,7 @@ if hasattr(os, "register_at_fork"):
 class Unwound(NamedTuple):
     """What a manager had open when it was closed, and what was wrong below that."""
 
-    spans: list[OpenedSpan]
+    spans: list[SpanHandle]
     reports: list[tuple[OpenSpan, Site]]
     findings: list[SpanguardError]
 

@@ -8,7 +8,7 @@ import wrapt
 from mlflow.tracking import MlflowClient
 
 from spanguard._base.values import attribute_of, is_a, text_of
-from spanguard._lifecycle.handle import OpenedSpan
+from spanguard._lifecycle.handle import SpanHandle
 from spanguard._lifecycle.proxy import SpanProxy
 from spanguard._lifecycle.request import SpanRequest
 from spanguard._mlflow import memory
@@ -55,8 +55,8 @@ class TraceRequest(SpanRequest):
 class GuardedSpan(SpanProxy):
     """A span through the safe proxy, under the trace id that tells which start_trace it is of."""
 
-    def __init__(self, opened: OpenedSpan, trace_id: Any) -> None:
-        super().__init__(opened.live, opened)
+    def __init__(self, handle: SpanHandle, trace_id: Any) -> None:
+        super().__init__(handle.live, handle)
         self._self_trace_id = trace_id
 
     @property

@@ -20,8 +20,8 @@ from spanguard._base.open_span import OpenSpan
 from spanguard._base.site import Site, user_site
 from spanguard._base.values import is_a, truth_of
 from spanguard._lifecycle.findings import left_open_finding
-from spanguard._lifecycle.handle import OpenedSpan
-from spanguard._lifecycle.opening import open_span
+from spanguard._lifecycle.handle import SpanHandle
+from spanguard._lifecycle.opening import open_handle
 from spanguard._lifecycle.request import SpanRequest, no_client
 from spanguard._mlflow import starting
 from spanguard._process.dropped import is_put_aside
@@ -102,8 +102,8 @@ class GuardedClient(_ClientProxy):
             strict=self._self_home.strict,
         )
         self._self_tell_where(request)
-        opened = open_span(request, activate=False)
-        return self._self_hold(opened, None, starts_trace=True)
+        handle = open_handle(request, activate=False)
+        return self._self_hold(handle, None, starts_trace=True)
 
     def start_span(
         self,
@@ -128,7 +128,7 @@ class GuardedClient(_ClientProxy):
         """
         trace_id = id_of(request_id if trace_id is None else trace_id)
         parent_id = id_of(parent_id)
-        parent: OpenedSpan | None = None
+        parent: SpanHandle | None = None
         with contained("finding the parent of a span"):
             parent = find_parent(self._self_home, trace_id, parent_id)
         request = SpanRequest(
@@ -144,8 +144,8 @@ class GuardedClient(_ClientProxy):
             links=links,
             strict=self._self_home.strict,
         )
-        opened = open_span(request, activate=False, parent=parent)
-        return self._self_hold(opened, trace_id, starts_trace=opened.is_root)
+        handle = open_handle(request, activate=False, parent=parent)
+        return self._self_hold(handle, trace_id, starts_trace=handle.is_root)
 
     def _self_tell_where(self, request: SpanRequest) -> None:
         """Find, once, that this client looks elsewhere than its traces go."""
@@ -158,17 +158,17 @@ class GuardedClient(_ClientProxy):
                 # Strict mode opens nothing: it has to refuse the next trace as well.
                 self._self_is_told_where = not is_strict(self._self_home.strict)
 
-    def _self_hold(self, opened: OpenedSpan, asked: Any, *, starts_trace: bool) -> LiveSpan:
-        if starting.is_noop(opened.live):
+    def _self_hold(self, handle: SpanHandle, asked: Any, *, starts_trace: bool) -> LiveSpan:
+        if starting.is_noop(handle.live):
             self._self_home.gave_nothing = True
-            return opened.proxy  # type: ignore[return-value]
+            return handle.proxy  # type: ignore[return-value]
         with contained("holding an open span"):
             if self._self_ambient:
-                opened.activate()
-            held = self._self_home.hold(opened, asked, starts_trace=starts_trace)
+                handle.activate()
+            held = self._self_home.hold(handle, asked, starts_trace=starts_trace)
             same = asked if is_given_out(asked) and held.is_in(asked) else held.trace_id
-            opened.proxy = GuardedSpan(opened, same)
-        return opened.proxy  # type: ignore[return-value]
+            handle.proxy = GuardedSpan(handle, same)
+        return handle.proxy  # type: ignore[return-value]
 
     # -- ending
 
@@ -223,19 +223,19 @@ class GuardedClient(_ClientProxy):
         )
 
     def _self_end(self, find: Callable[[], Found], last: tuple[Any, Any, Any, Any]) -> None:
-        opened: OpenedSpan | None = None
+        handle: SpanHandle | None = None
         findings: list[SpanguardError] = []
         with contained("ending a span by its ids"):
-            opened, finding = find()
+            handle, finding = find()
             if finding is not None:
                 findings.append(finding)
-            if opened is not None:
-                findings += opened.end(*last)
-                if opened.entry is None:
+            if handle is not None:
+                findings += handle.end(*last)
+                if handle.entry is None:
                     self._self_home.drop_ended()
         strict = self._self_home.strict
-        if findings and opened is not None:
-            opened.tell(findings, opened.strict if strict is None else strict, user_site(2))
+        if findings and handle is not None:
+            handle.tell(findings, handle.strict if strict is None else strict, user_site(2))
         elif findings:
             settle(findings, strict=strict, raised=sys.exc_info()[1], site=user_site(2))
 
@@ -277,16 +277,16 @@ class GuardedClient(_ClientProxy):
         """Close all that is open, last opened first: children start after their parents."""
         findings: list[SpanguardError] = []
         closed: list[tuple[OpenSpan, Site]] = []
-        outermost: OpenedSpan | None = None
+        outermost: SpanHandle | None = None
         for held in reversed(list(self._self_home.open.values())):
-            opened = held.opened
-            if not opened.is_open:
+            handle = held.handle
+            if not handle.is_open:
                 continue
-            outermost = opened
+            outermost = handle
             if raised is not None:
-                findings += opened.close(raised)
+                findings += handle.close(raised)
             else:
-                closed += opened.close_as_orphan("the end of guard()'s block")
+                closed += handle.close_as_orphan("the end of guard()'s block")
         self._self_home.drop_ended()
         if outermost is not None:
             found = f"The block of guard() ended with {len(closed)} open"

@@ -17,7 +17,7 @@ from spanguard._base.findings import contained
 from spanguard._base.interrupts import is_the_users
 from spanguard._base.values import is_a, is_same
 from spanguard._lifecycle.findings import already_ended_finding
-from spanguard._lifecycle.handle import OpenedSpan, handle_of
+from spanguard._lifecycle.handle import SpanHandle, handle_of
 from spanguard._lifecycle.request import SpanRequest
 from spanguard._mlflow import memory, names, spans
 from spanguard._mlflow.active import current_otel_span
@@ -33,14 +33,14 @@ __all__ = ["Found", "Home", "find_parent", "find_span", "find_trace", "is_given_
 class Held:
     """A span that a guarded client opened, held until it ends."""
 
-    __slots__ = ("_asked_trace_id", "home", "opened", "strand", "trace_id")
+    __slots__ = ("_asked_trace_id", "handle", "home", "strand", "trace_id")
 
     def __init__(
-        self, opened: OpenedSpan, home: Home, asked_trace_id: Any, strand: Strand | None
+        self, handle: SpanHandle, home: Home, asked_trace_id: Any, strand: Strand | None
     ) -> None:
-        self.opened = opened
+        self.handle = handle
         self.home = home
-        self.trace_id = opened.live.trace_id
+        self.trace_id = handle.live.trace_id
         self._asked_trace_id = asked_trace_id  # another one, where a bad parent was mended
         self.strand = strand  # that start_trace was called in; None for what start_span opened
         if strand is not None:
@@ -57,14 +57,14 @@ class Held:
     def let_go(self) -> None:
         """Note that the span has ended, by whatever API."""
         with contained("letting an ended span go"):
-            self.home.open.pop(self.opened.live.span_id, None)
+            self.home.open.pop(self.handle.live.span_id, None)
             _started.pop(id(self.trace_id), None)
             _remember(self)
-            ambient = self.opened.ambient
+            ambient = self.handle.ambient
             if ambient is not None:
                 active: Any = current_otel_span()
                 if active is ambient.stand_in:  # else another one is on top
-                    self.opened.deactivate()
+                    self.handle.deactivate()
                 ambient.stand_in.fall_back()  # the entry knows that of a block around it only
 
 
@@ -79,26 +79,26 @@ class Home:
         self.open: dict[Any, Held] = {}
         self.gave_nothing = False  # whether a start failed: its span is one without an id
 
-    def hold(self, opened: OpenedSpan, asked_trace_id: Any, *, starts_trace: bool) -> Held:
+    def hold(self, handle: SpanHandle, asked_trace_id: Any, *, starts_trace: bool) -> Held:
         """Hold a span until it ends, so that its ids lead to it."""
-        held = Held(opened, self, asked_trace_id, Strand() if starts_trace else None)
-        self.open[opened.live.span_id] = held
+        held = Held(handle, self, asked_trace_id, Strand() if starts_trace else None)
+        self.open[handle.live.span_id] = held
         if starts_trace:
             _started[id(held.trace_id)] = held
-        if opened.entry is not None:
-            opened.entry.on_end = held.let_go
+        if handle.entry is not None:
+            handle.entry.on_end = held.let_go
         return held
 
     def drop_ended(self) -> None:
         """Let go of ended spans of doubles: of their end no processor tells."""
         for held in list(self.open.values()):
-            if held.opened.entry is None and not held.opened.is_open:
+            if held.handle.entry is None and not held.handle.is_open:
                 held.let_go()
 
     def last_thread(self) -> threading.Thread | None:
         """Return the thread that opened what is open and was opened last."""
         last = next(reversed(self.open.copy().values()), None)
-        entry = last.opened.entry if last is not None else None
+        entry = last.handle.entry if last is not None else None
         return entry.strand.thread if entry is not None else None
 
 
@@ -138,13 +138,13 @@ _ended: OrderedDict[Any, _Ended] = OrderedDict()  # a dict is slow to drop its o
 
 
 def _remember(held: Held) -> None:
-    opened = held.opened
-    orphaned_by = opened.entry.orphaned_by if opened.entry is not None else None
-    ended = _Ended(opened.name[:100], opened.live.span_id, held.trace_id, orphaned_by)
+    handle = held.handle
+    orphaned_by = handle.entry.orphaned_by if handle.entry is not None else None
+    ended = _Ended(handle.name[:100], handle.live.span_id, held.trace_id, orphaned_by)
     _ended[ended.span_id] = ended
     if held.strand is not None:
         _ended[id(held.trace_id)] = ended
-        if opened.is_root:
+        if handle.is_root:
             _ended[held.trace_id] = ended
     while len(_ended) > _MAX_REMEMBERED:
         with suppress(KeyError):  # another thread was quicker
@@ -157,23 +157,23 @@ def _remember(held: Held) -> None:
 class Found(NamedTuple):
     """The span that ids mean, and what is wrong with them."""
 
-    opened: OpenedSpan | None = None
+    handle: SpanHandle | None = None
     finding: SpanguardError | None = None
 
 
-def find_parent(home: Home, trace_id: Any, parent_id: Any) -> OpenedSpan | None:
+def find_parent(home: Home, trace_id: Any, parent_id: Any) -> SpanHandle | None:
     """Return the parent if a guarded client opened it, and it is open, in the trace asked for."""
     held = _held(home, parent_id)
-    fits = held is not None and held.opened.is_open and held.is_in(trace_id)
-    return held.opened if held is not None and fits else None
+    fits = held is not None and held.handle.is_open and held.is_in(trace_id)
+    return held.handle if held is not None and fits else None
 
 
 def find_span(home: Home, trace_id: Any, span_id: Any) -> Found:
     """Find the span to end by `end_span`, whichever API opened it."""
     held = _held(home, span_id)
     if held is not None:
-        finding = None if held.is_in(trace_id) else _elsewhere(held.opened, trace_id)
-        return Found(held.opened, finding)
+        finding = None if held.is_in(trace_id) else _elsewhere(held.handle, trace_id)
+        return Found(held.handle, finding)
     if _records_nothing(trace_id) or (span_id is None and home.gave_nothing):
         return Found()
     if type(span_id) is not str:
@@ -185,8 +185,8 @@ def find_span(home: Home, trace_id: Any, span_id: Any) -> Found:
     if span is None:
         return Found(finding=_unknown("span", span_id))
     found = _take_over(home, span)
-    if found.opened is not None and trace_id not in (None, span.trace_id):
-        return Found(found.opened, _elsewhere(found.opened, trace_id))
+    if found.handle is not None and trace_id not in (None, span.trace_id):
+        return Found(found.handle, _elsewhere(found.handle, trace_id))
     return found
 
 
@@ -201,7 +201,7 @@ def find_trace(home: Home, trace_id: Any) -> Found:
         return Found(finding=_unknown("trace", trace_id))
     held = _innermost(home, trace_id)
     if held is not None:
-        return Found(held.opened)
+        return Found(held.handle)
     ended = _ended.get(trace_id)
     if ended is not None:
         return Found(finding=ended.finding(home.strict))
@@ -212,7 +212,7 @@ def _find_given_out(home: Home, trace_id: Any) -> Found | None:
     """Find what start_trace gave this very object out for."""
     held = _started.get(id(trace_id))
     if held is not None:
-        return Found(held.opened)
+        return Found(held.handle)
     ended = _ended.get(id(trace_id))
     if ended is not None and ended.trace_id is trace_id:
         return Found(finding=ended.finding(home.strict))
@@ -267,7 +267,7 @@ def _is_of_a_block(root: Any) -> bool:
     """Tell whether a root is one that a block or a manager holds, and will end."""
     otel = spans.otel_span(root)
     entry = registry.entry_of(otel)
-    if entry is not None and entry.opened is not None and entry.opened() is not None:
+    if entry is not None and entry.handle is not None and entry.handle() is not None:
         return True
     active = other_span().get_span_context()
     return otel is not None and active.trace_id == otel.get_span_context().trace_id
@@ -283,12 +283,12 @@ def _take_over(home: Home, span: Any) -> Found:
     if entry is None:
         listening.hear_of(span.trace_id)
         entry = registry.entry_of(otel)
-    opened = handle_of(entry)
-    if opened is None:
+    handle = handle_of(entry)
+    if handle is None:
         request = SpanRequest((), name=span.name, client=home.client, strict=home.strict)
-        opened = OpenedSpan(request, span, is_root=span.parent_id is None)
-        home.hold(opened, None, starts_trace=opened.is_root)
-    return Found(opened)
+        handle = SpanHandle(request, span, is_root=span.parent_id is None)
+        home.hold(handle, None, starts_trace=handle.is_root)
+    return Found(handle)
 
 
 # -- what is wrong with ids --------------------------------------------------------------------
@@ -308,12 +308,12 @@ def _unknown(kind: str, given: Any) -> UnknownSpanError:
     )
 
 
-def _elsewhere(opened: OpenedSpan, trace_id: Any) -> UnknownSpanError:
-    live = opened.live
+def _elsewhere(handle: SpanHandle, trace_id: Any) -> UnknownSpanError:
+    live = handle.live
     return UnknownSpanError(
-        f"Span {opened.name!r} ({live.span_id}) is in trace {live.trace_id}, not in trace "
+        f"Span {handle.name!r} ({live.span_id}) is in trace {live.trace_id}, not in trace "
         f"{_shown(trace_id)}; it was ended all the same. Pass the two ids of one span.",
-        span_name=opened.name,
+        span_name=handle.name,
         span_id=live.span_id,
         trace_id=live.trace_id,
     )

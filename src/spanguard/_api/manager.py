@@ -14,7 +14,7 @@ from spanguard._base.findings import settle
 from spanguard._base.site import user_site
 from spanguard._base.values import attribute_of, text_of
 from spanguard._lifecycle.findings import left_open_finding
-from spanguard._lifecycle.handle import OpenedSpan
+from spanguard._lifecycle.handle import SpanHandle
 from spanguard._lifecycle.request import SpanRequest
 from spanguard._process.ambient import pushed
 from spanguard._record.status import parse_status
@@ -64,14 +64,14 @@ class TraceStateManager(Stack):
     @property
     def current_trace(self) -> LiveSpan | None:
         """The innermost open span of this manager in this scope, or None."""
-        opened = self._innermost()
-        return opened.proxy if opened is not None else None  # type: ignore[return-value]
+        handle = self._innermost()
+        return handle.proxy if handle is not None else None  # type: ignore[return-value]
 
     @property
     def depth(self) -> int:
         """How many spans of this manager are open in this scope."""
         with self._lock:
-            return sum(1 for _, opened in self._stack() if opened.is_open)
+            return sum(1 for _, handle in self._stack() if handle.is_open)
 
     # -- pushing and popping
 
@@ -86,7 +86,7 @@ class TraceStateManager(Stack):
         """
         return self._push(name, {**kwargs})[1].proxy  # type: ignore[return-value]
 
-    def _push(self, name: str, kwargs: dict[str, Any]) -> tuple[Frame, OpenedSpan]:
+    def _push(self, name: str, kwargs: dict[str, Any]) -> tuple[Frame, SpanHandle]:
         kwargs.setdefault("client", self._client)
         if kwargs.get("strict") is None:
             kwargs["strict"] = self._strict
@@ -157,11 +157,11 @@ class TraceStateManager(Stack):
         """
         return PushedBlock(self, name, {**kwargs})
 
-    def _leave(self, frame: Frame, opened: OpenedSpan, raised: BaseException | None) -> None:
+    def _leave(self, frame: Frame, handle: SpanHandle, raised: BaseException | None) -> None:
         self._take(frame)
-        findings = self._pop(frame, opened, raised=raised)
+        findings = self._pop(frame, handle, raised=raised)
         if findings:
-            settle(findings, strict=opened.strict, raised=raised, site=user_site(2))
+            settle(findings, strict=handle.strict, raised=raised, site=user_site(2))
 
     def close(self, status: Any = "ERROR") -> int:
         """Close everything that is open, innermost first, and return how many there were.
@@ -206,7 +206,7 @@ class PushedBlock(Block[LiveSpan]):
         self._manager = manager
         self._name = name
         self._kwargs: dict[str, Any] | None = kwargs
-        self._pushed: tuple[Frame, OpenedSpan] | None = None
+        self._pushed: tuple[Frame, SpanHandle] | None = None
 
     def __enter__(self) -> LiveSpan:
         kwargs, self._kwargs = self._kwargs, None

@@ -13,8 +13,8 @@ from spanguard._base.findings import contained, settle
 from spanguard._base.interrupts import is_the_users
 from spanguard._base.site import CalledFunction, user_site
 from spanguard._base.values import is_a, items_of, kind_name, text_of
-from spanguard._lifecycle.handle import OpenedSpan
-from spanguard._lifecycle.opening import open_span
+from spanguard._lifecycle.handle import SpanHandle
+from spanguard._lifecycle.opening import open_handle
 from spanguard._lifecycle.request import SpanRequest
 from spanguard._mlflow import memory
 from spanguard._process.ambient import ambient_span
@@ -100,7 +100,7 @@ class Plan:
     def __setstate__(self, named: tuple[type, str]) -> None:
         self.named_in(*named)
 
-    def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OpenedSpan:
+    def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SpanHandle:
         """Open the span of one call, with its inputs, and make it ambient."""
         options = self.options
         inputs = None
@@ -122,7 +122,7 @@ class Plan:
             **self._for_trace(),
         )
         request.function = self.called
-        return open_span(request)
+        return open_handle(request)
 
     def _for_trace(self) -> dict[str, Any]:
         """Return the arguments that mean something where the call starts a trace only."""
@@ -132,36 +132,36 @@ class Plan:
             return {"tags": options.tags, "trace_destination": options.trace_destination}
         return {}
 
-    def write_output(self, opened: OpenedSpan, value: Any) -> None:
+    def write_output(self, handle: SpanHandle, value: Any) -> None:
         options = self.options
         if (
             options.capture_outputs
             and value is not None
-            and opened.is_open
-            and not memory.has_outputs(opened.live)  # the body's own win, as in MLflow
+            and handle.is_open
+            and not memory.has_outputs(handle.live)  # the body's own win, as in MLflow
         ):
             if options.redact is not None:
                 value = _redacted(options.redact, "return", value)
-            writing.outputs(opened.live, value)
+            writing.outputs(handle.live, value)
 
-    def write_items(self, opened: OpenedSpan, items: Items) -> None:
+    def write_items(self, handle: SpanHandle, items: Items) -> None:
         options = self.options
-        if not options.capture_outputs or not opened.is_open:
+        if not options.capture_outputs or not handle.is_open:
             return
         more = items.count - items.taken
         if more:
-            writing.attribute(opened.live, ITEM_COUNT, items.count)
-        if memory.has_outputs(opened.live):
+            writing.attribute(handle.live, ITEM_COUNT, items.count)
+        if memory.has_outputs(handle.live):
             return
         if options.output_reducer is not None:
-            self._write_reduced(opened, options.output_reducer, items.kept)
+            self._write_reduced(handle, options.output_reducer, items.kept)
             return
         if more:
             items.kept.append(f"[spanguard: {more} more items, {items.count} in all]")
-        writing.taken_outputs(opened.live, items.kept)
+        writing.taken_outputs(handle.live, items.kept)
 
     def _write_reduced(
-        self, opened: OpenedSpan, reduce: Callable[[list[Any]], Any], items: list[Any]
+        self, handle: SpanHandle, reduce: Callable[[list[Any]], Any], items: list[Any]
     ) -> None:
         outputs: Any = items
         try:
@@ -172,7 +172,7 @@ class Plan:
             _log_hook("output_reducer", error)
         if self.options.redact is not None:
             outputs = _redacted(self.options.redact, "return", outputs)
-        writing.outputs(opened.live, outputs)
+        writing.outputs(handle.live, outputs)
 
     def recorder(self, args: Any, kwargs: Any) -> Recorder:
         return Recorder(lambda: self.open(args, kwargs), self._new_items(), self.write_items)
@@ -190,16 +190,16 @@ class Plan:
     # -- the kinds of calls, by the signature of wrapt's wrappers; self is among the arguments
 
     def call(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
-        opened: OpenedSpan | None = None
+        handle: SpanHandle | None = None
         try:
-            opened = self.open(args, kwargs)
+            handle = self.open(args, kwargs)
             result = wrapped(*args, **kwargs)
-            self.write_output(opened, result)
+            self.write_output(handle, result)
         except BaseException as error:
-            if opened is not None:
-                opened.finish(error)
+            if handle is not None:
+                handle.finish(error)
             raise
-        opened.finish(None)
+        handle.finish(None)
         return result
 
     def call_coroutine(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:

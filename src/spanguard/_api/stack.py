@@ -18,8 +18,8 @@ from spanguard._base.open_span import OpenSpan
 from spanguard._base.site import Site
 from spanguard._base.values import is_a, text_of
 from spanguard._lifecycle.findings import orphans_finding
-from spanguard._lifecycle.handle import OpenedSpan
-from spanguard._lifecycle.opening import open_span
+from spanguard._lifecycle.handle import SpanHandle
+from spanguard._lifecycle.opening import open_handle
 from spanguard._lifecycle.request import SpanRequest
 from spanguard._mlflow.spans import otel_span
 from spanguard._process import orphans
@@ -48,20 +48,20 @@ class Stack:
         self._scope: Scope = scope
         self._strict = strict
         # What is pushed and not popped, in the order of the pushes, of all contexts.
-        self._pushed: dict[Frame, OpenedSpan] = {}
+        self._pushed: dict[Frame, SpanHandle] = {}
         self._lock = threading.RLock()
         managers.add(self)
 
-    def _innermost(self) -> OpenedSpan | None:
+    def _innermost(self) -> SpanHandle | None:
         with self._lock:
-            return next((opened for _, opened in self._stack() if opened.is_open), None)
+            return next((handle for _, handle in self._stack() if handle.is_open), None)
 
-    def _stack(self) -> Iterator[tuple[Frame, OpenedSpan]]:
+    def _stack(self) -> Iterator[tuple[Frame, SpanHandle]]:
         """Yield what stands on the stack in this scope, innermost first. Call it locked."""
         if self._scope == "process":
-            for frame, opened in reversed(self._pushed.items()):
+            for frame, handle in reversed(self._pushed.items()):
                 if frame.stands:
-                    yield frame, opened
+                    yield frame, handle
             return
         below = pushed.get()
         while below is not None:
@@ -71,32 +71,32 @@ class Stack:
             below = below.below
 
     def _push_on(
-        self, request: SpanRequest, parent: OpenedSpan | None, below: Frame | None
-    ) -> tuple[Frame, OpenedSpan]:
-        opened: OpenedSpan | None = None
+        self, request: SpanRequest, parent: SpanHandle | None, below: Frame | None
+    ) -> tuple[Frame, SpanHandle]:
+        handle: SpanHandle | None = None
         try:
             # Overlapping: roots and siblings may be popped in any order.
-            opened = open_span(request, activate=False, parent=parent)
-            opened.activate(kind=OverlappingAmbient)
-            frame = Frame(opened, below)
-            self._put(frame, opened)
+            handle = open_handle(request, activate=False, parent=parent)
+            handle.activate(kind=OverlappingAmbient)
+            frame = Frame(handle, below)
+            self._put(frame, handle)
             if self._scope == "context":
                 pushed.set(frame)
-            return frame, opened
+            return frame, handle
         except BaseException as error:  # Ctrl-C: nobody has a handle to pop it by
-            if opened is not None:
-                opened.close(error)
+            if handle is not None:
+                handle.close(error)
             raise
 
-    def _put(self, frame: Frame, opened: OpenedSpan) -> None:
+    def _put(self, frame: Frame, handle: SpanHandle) -> None:
         # What an ancestor closes is never popped: it must not stay here for ever.
-        opened.on_orphaned = lambda: self._take(frame)
+        handle.on_orphaned = lambda: self._take(frame)
         with self._lock:
-            self._pushed[frame] = opened
+            self._pushed[frame] = handle
             if frame.below is not None:
                 frame.below.above[frame] = None
 
-    def _take(self, frame: Frame) -> OpenedSpan | None:
+    def _take(self, frame: Frame) -> SpanHandle | None:
         """Take a frame off the stack. Exactly one caller gets its span, in whatever thread."""
         with self._lock:
             if frame.below is not None:
@@ -118,16 +118,16 @@ class Stack:
     def _frame_of(self, span: Any) -> Frame | None:
         wanted = otel_span_of(span)
         with self._lock:
-            for frame, opened in reversed(self._pushed.items()):
-                same = wanted is not None and otel_span(opened.live) is wanted
-                if same or opened.proxy is span:
+            for frame, handle in reversed(self._pushed.items()):
+                same = wanted is not None and otel_span(handle.live) is wanted
+                if same or handle.proxy is span:
                     return frame
         return None
 
     def _pop(
         self,
         frame: Frame,
-        popped: OpenedSpan,
+        popped: SpanHandle,
         last: tuple[Any, Any, Any] = (None, None, None),
         raised: BaseException | None = None,
     ) -> list[SpanguardError]:
@@ -150,16 +150,16 @@ class Stack:
                 pushed.set(standing)
         return findings
 
-    def _close_above(self, frame: Frame, popped: OpenedSpan) -> list[tuple[OpenSpan, Site]]:
+    def _close_above(self, frame: Frame, popped: SpanHandle) -> list[tuple[OpenSpan, Site]]:
         """Close what is above a frame and below its span in the trace; the rest is independent."""
         closed: list[tuple[OpenSpan, Site]] = []
         label = popped.entry.label if popped.entry is not None else popped.name
-        for opened in self._above(frame):
-            if self._goes_with(popped, opened):
-                closed += opened.close_as_orphan(label)
+        for handle in self._above(frame):
+            if self._goes_with(popped, handle):
+                closed += handle.close_as_orphan(label)
         return closed
 
-    def _goes_with(self, popped: OpenedSpan, above: OpenedSpan) -> bool:
+    def _goes_with(self, popped: SpanHandle, above: SpanHandle) -> bool:
         """Tell whether a span has to be closed because one below it on the stack is popped."""
         if popped.entry is None or above.entry is None:  # a user's doubles
             return True
@@ -170,15 +170,15 @@ class Stack:
             above.entry, [popped.entry.strand, Strand()]
         )
 
-    def _above(self, frame: Frame) -> list[OpenedSpan]:
+    def _above(self, frame: Frame) -> list[SpanHandle]:
         """Return the open spans above a frame, innermost first, in whatever context they are."""
-        above: list[OpenedSpan] = []
+        above: list[SpanHandle] = []
         with self._lock:
             if self._scope == "process":
-                for later, opened in reversed(self._pushed.items()):
+                for later, handle in reversed(self._pushed.items()):
                     if later.order < frame.order:
                         break
-                    above.append(opened)
+                    above.append(handle)
             else:
                 frames = list(frame.above)
                 while frames:
@@ -186,7 +186,7 @@ class Stack:
                     frames += higher.above
                     if higher in self._pushed:
                         above.insert(0, self._pushed[higher])
-        return [opened for opened in above if opened.is_open]
+        return [handle for handle in above if handle.is_open]
 
     def _unwind(self, raised: BaseException | None, *, is_error: bool = True) -> Unwound:
         """Close all that is pushed, last push first; return what was open, and what was found."""
@@ -198,21 +198,21 @@ class Stack:
         while True:
             with self._lock:
                 frame = next(reversed(self._pushed), None)
-                opened = self._take(frame) if frame is not None else None
-            if opened is None:
+                handle = self._take(frame) if frame is not None else None
+            if handle is None:
                 break
-            if not opened.is_open:
+            if not handle.is_open:
                 continue
-            unwound.spans.append(opened)
-            entry = opened.entry
+            unwound.spans.append(handle)
+            entry = handle.entry
             if entry is not None:
                 unwound.reports.append((entry.report(), entry.site))
             if raised is None and is_error and entry is not None:
                 below = orphans.close_descendants(entry)
-                unwound.findings.extend(orphans_finding(opened, below))
+                unwound.findings.extend(orphans_finding(handle, below))
                 orphans.close_orphan(entry, "close")
             else:
-                unwound.findings.extend(opened.close(raised))
+                unwound.findings.extend(handle.close(raised))
         if self._scope == "context":
             pushed.set(standing_frame(pushed.get()))
         return unwound

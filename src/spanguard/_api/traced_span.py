@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 from spanguard._base.blocks import Block
 from spanguard._base.findings import contained
 from spanguard._base.site import CalledFunction
-from spanguard._lifecycle.handle import OpenedSpan, handle_of
+from spanguard._lifecycle.handle import SpanHandle, handle_of
 from spanguard._lifecycle.proxy import SpanProxy
 from spanguard._lifecycle.request import SpanRequest
 from spanguard._mlflow import memory, spans
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from spanguard._lifecycle.arguments import RecipeArguments
-from spanguard._lifecycle.opening import open_span
+from spanguard._lifecycle.opening import open_handle
 
 __all__ = ["current_span", "traced_span"]
 
@@ -75,7 +75,7 @@ class traced_span(Block[LiveSpan]):
     ...     span.set_outputs("found")
     """
 
-    __slots__ = ("_opened", "_request")
+    __slots__ = ("_handle", "_request")
 
     __signature__ = SpanRequest.signature()  # for help(): it takes what a request takes
 
@@ -123,7 +123,7 @@ class traced_span(Block[LiveSpan]):
 
     def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         self._request: SpanRequest | None = SpanRequest(args, **kwargs)
-        self._opened: OpenedSpan | None = None
+        self._handle: SpanHandle | None = None
 
     def _calling(self, function: Any) -> traced_span:
         """Take note that the block is a call of a user's function, by a library perhaps."""
@@ -139,12 +139,12 @@ class traced_span(Block[LiveSpan]):
                 "with traced_span(...)."
             )
         try:
-            self._opened = open_span(request)
-            return self._opened.proxy  # type: ignore[return-value]
+            self._handle = open_handle(request)
+            return self._handle.proxy  # type: ignore[return-value]
         except BaseException as error:  # Ctrl-C in the last moment: the block is never entered
-            opened, self._opened = self._opened, None
-            if opened is not None:
-                opened.close(error)
+            handle, self._handle = self._handle, None
+            if handle is not None:
+                handle.close(error)
             raise
 
     def __exit__(
@@ -153,9 +153,9 @@ class traced_span(Block[LiveSpan]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        opened, self._opened = self._opened, None
-        if opened is not None:
-            opened.finish(exc)
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            handle.finish(exc)
 
 
 def current_span() -> LiveSpan | None:
@@ -171,9 +171,9 @@ def current_span() -> LiveSpan | None:
         active: Any = ambient_span()
         entry = registry.entry_of(active)
         if entry is not None:
-            opened = handle_of(entry)
-            if opened is not None:
-                return opened.proxy  # type: ignore[return-value]
+            handle = handle_of(entry)
+            if handle is not None:
+                return handle.proxy  # type: ignore[return-value]
             live = entry.mlflow_span()
             return SpanProxy(live) if live is not None else None  # type: ignore[return-value]
         if active.get_span_context().is_valid and not spans.has_ended(active):

@@ -11,14 +11,16 @@ from typing import Any
 
 from spanguard._base.collector import is_collecting
 
-__all__ = ["Block", "Mark", "Setting", "context_settings", "innermost"]
+__all__ = ["SettingBlock", "Mark", "Setting", "context_settings", "innermost"]
 
 
 # The blocks in force in this context, the innermost last. They may leave in any order.
-context_settings: ContextVar[tuple[Block, ...]] = ContextVar("spanguard_settings", default=())
+context_settings: ContextVar[tuple[SettingBlock, ...]] = ContextVar(
+    "spanguard_settings", default=()
+)
 
 
-class Block:
+class SettingBlock:
     """What one with-block puts in force. A task that was begun in the block keeps it."""
 
     __slots__ = ("is_dropped", "kind", "value")
@@ -46,7 +48,7 @@ class Setting(ABC):
 
     _waits = False
     _is_in_force = False
-    _blocks: tuple[Block, ...] = ()  # those that it was entered for, and has not left
+    _blocks: tuple[SettingBlock, ...] = ()  # those that it was entered for, and has not left
 
     def called_from(self, caller: FrameType) -> None:
         """Be set for the process, unless the caller is about to make a block of it."""
@@ -77,7 +79,7 @@ class Setting(ABC):
         if self._is_in_force:  # `setting = strict()`, and a block of it afterwards
             self._is_in_force = False
             self._withdraw()
-        block = Block(type(self), self._value())
+        block = SettingBlock(type(self), self._value())
         self._blocks = (*self._blocks, block)  # first: an interrupt finds what is to be dropped
         here = [other for other in context_settings.get() if not other.is_dropped]
         context_settings.set((*here, block))

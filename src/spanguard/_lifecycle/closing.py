@@ -20,6 +20,7 @@ from spanguard._mlflow.spans import is_being_written, otel_span
 from spanguard._process import orphans, outliving, registry
 from spanguard._process.ambient import Ambient
 from spanguard._process.dropped import all_put_aside, do_put_aside, is_inside_tracing, put_aside
+from spanguard._process.registry import ClosedBy
 from spanguard._record import writing
 from spanguard._record.outcome import OK, Outcome, classify
 from spanguard.exceptions import SpanguardError, TraceLostError
@@ -43,7 +44,7 @@ def _client_ender(client: Any, live: Any, last: dict[str, Any], *, is_root: bool
 
 
 class ClosingSpan:
-    """One span that this process has opened, and its way to its end: see `OpenedSpan`."""
+    """One span that this process has opened, and its way to its end: see `SpanHandle`."""
 
     __slots__ = (
         "__weakref__",
@@ -69,7 +70,7 @@ class ClosingSpan:
         self.strict = request.strict
         self.live = live
         self.is_root = is_root
-        self.closed_by: str | None = None
+        self.closed_by: ClosedBy | None = None
         self.ambient: Ambient | None = None
         self.on_orphaned: Callable[[], object] | None = None
         self._kept: list[SpanguardError] = []
@@ -78,7 +79,7 @@ class ClosingSpan:
         self.entry = registry.entry_of(otel_span(live))
         if self.entry is not None:
             self.entry.live = live
-            self.entry.opened = weakref.ref(self)
+            self.entry.handle = weakref.ref(self)
             self.entry.ender = self._ender()
 
     def _ender(self) -> ending.Ender | None:
@@ -130,7 +131,7 @@ class ClosingSpan:
 
     def orphaned(self) -> None:
         """Take note that somebody else is ending the span in its opener's stead."""
-        self.closed_by = "ancestor"
+        self.closed_by = ClosedBy.ANCESTOR
         self.deactivate()
         if self.on_orphaned is not None:
             self.on_orphaned()
@@ -139,7 +140,7 @@ class ClosingSpan:
         """End the span in its opener's stead, descendants first; report what was open."""
         if self.entry is None:  # a user's double
             self.close()
-            self.closed_by = "ancestor"
+            self.closed_by = ClosedBy.ANCESTOR
             return []
         closed = orphans.close_descendants(self.entry, with_what_outlives=False)
         report = orphans.close_orphan(self.entry, orphaned_by)
@@ -149,7 +150,7 @@ class ClosingSpan:
         self,
         raised: BaseException | None = None,
         *,
-        by: str = "exit",
+        by: ClosedBy = ClosedBy.EXIT,
         outcome: Outcome | None = None,
         end_time_ns: int | None = None,
     ) -> list[SpanguardError]:
@@ -187,7 +188,7 @@ class ClosingSpan:
     def _close(
         self,
         raised: BaseException | None,
-        by: str,
+        by: ClosedBy,
         outcome: Outcome | None,
         end_time_ns: int | None,
     ) -> list[SpanguardError]:
@@ -201,11 +202,13 @@ class ClosingSpan:
         except Exception as error:  # noqa: BLE001
             internal_error("closing a span", error)
         finally:
-            if by != "user":
+            if by is not ClosedBy.USER:
                 self.deactivate()
         return findings
 
-    def _close_interrupted(self, raised: BaseException, by: str, end_time_ns: int | None) -> None:
+    def _close_interrupted(
+        self, raised: BaseException, by: ClosedBy, end_time_ns: int | None
+    ) -> None:
         """Finish what an interrupt left half done (issue 9, A2)."""
         if self.closed_by is None:
             self.closed_by = by
@@ -282,7 +285,7 @@ class ClosingSpan:
             writing.error(self.live, outcome.name)
 
     def _late(self) -> list[SpanguardError]:
-        if self.closed_by == "fork":
+        if self.closed_by is ClosedBy.FORK:
             return []  # it is open in the parent process, which will end it
         entry = self.entry
         if entry is not None and entry.ended and entry.children:

@@ -53,13 +53,13 @@ class Ended(Protocol):
 
 
 def orphans_finding(
-    opened: Ended,
+    handle: Ended,
     closed: list[tuple[OpenSpan, Site]],
     kind: type[OrphanedSpanError] = OrphanedSpanError,
 ) -> list[SpanguardError]:
     """Make one finding of the descendants that a span found open at its end."""
-    found = f"Span {opened.name!r} ({opened.live.span_id}) ended with {len(closed)} open below it"
-    return _orphans(opened, closed, kind, found)
+    found = f"Span {handle.name!r} ({handle.live.span_id}) ended with {len(closed)} open below it"
+    return _orphans(handle, closed, kind, found)
 
 
 def left_open_finding(

@@ -18,17 +18,17 @@ from spanguard._mlflow.spans import is_being_written
 from spanguard._mlflow.writing import attribute_count
 from spanguard._process import orphans, registry
 from spanguard._process.dropped import put_aside
-from spanguard._process.registry import Entry
+from spanguard._process.registry import ClosedBy, Entry
 from spanguard._record import writing
 from spanguard._record.outcome import ABANDONED, Outcome
 from spanguard._record.payload import as_mapping, clean, clean_attributes
 from spanguard._record.status import parse_status
 from spanguard.exceptions import SpanguardError
 
-__all__ = ["OpenedSpan", "handle_of"]
+__all__ = ["SpanHandle", "handle_of"]
 
 
-class OpenedSpan(ClosingSpan):
+class SpanHandle(ClosingSpan):
     """One span from its start to its end. Every face holds one, and ends it here, once."""
 
     __slots__ = ("proxy",)
@@ -77,15 +77,15 @@ class OpenedSpan(ClosingSpan):
                 return
         settle(findings, strict=strict, raised=under_way, site=site)
 
-    def _open_above(self) -> OpenedSpan | None:
+    def _open_above(self) -> SpanHandle | None:
         """Return the nearest span above that is open, and one of ours."""
         above: Any = self.entry
         while above is not None:
             above = above.parent
-            found = getattr(above, "opened", None)
-            opened = found() if found is not None else None
-            if opened is not None and opened.is_open:
-                return cast("OpenedSpan", opened)
+            found = getattr(above, "handle", None)
+            handle = found() if found is not None else None
+            if handle is not None and handle.is_open:
+                return cast("SpanHandle", handle)
         return None
 
     def end(
@@ -99,10 +99,10 @@ class OpenedSpan(ClosingSpan):
                 findings.append(finding)
             findings += self.write_last(outputs, attributes, status)
         if self._is_called_by_its_owner():
-            self.closed_by = "owner"
+            self.closed_by = ClosedBy.OWNER
             writing.end(self.live, self._ender(), at)
             return findings
-        return findings + self.close(by="user", end_time_ns=at)
+        return findings + self.close(by=ClosedBy.USER, end_time_ns=at)
 
     def _is_called_by_its_owner(self) -> bool:
         """Tell whether a block around a guarded client is ending the span, by calling that."""
@@ -174,7 +174,7 @@ class OpenedSpan(ClosingSpan):
                 put_aside(self._close_dropped, entry.strand.thread)
                 return
             orphans.close_descendants(entry, with_what_outlives=False)
-            entry.opened = None  # it is this one, on its way out
+            entry.handle = None  # it is this one, on its way out
             if self.is_root and entry.children and registry.claim(entry):
                 self.orphaned()
                 by, opened_at = "garbage collection", str(entry.site)
@@ -185,8 +185,8 @@ class OpenedSpan(ClosingSpan):
                 orphans.close_orphan(entry, "garbage collection", ABANDONED)
 
 
-def handle_of(entry: Entry | None) -> OpenedSpan | None:
+def handle_of(entry: Entry | None) -> SpanHandle | None:
     """Return the handle of a span that was opened through spanguard, while somebody has it."""
-    if entry is None or entry.opened is None:
+    if entry is None or entry.handle is None:
         return None
-    return cast("OpenedSpan | None", entry.opened())
+    return cast("SpanHandle | None", entry.handle())

@@ -12,7 +12,7 @@ from spanguard._base.interrupts import all_held_back, forget_held_back, raise_he
 from spanguard._base.site import Site, user_site
 from spanguard._base.values import attribute_of, is_a, items_of, kind_name
 from spanguard._lifecycle import chosen_ids, experiments
-from spanguard._lifecycle.handle import OpenedSpan, handle_of
+from spanguard._lifecycle.handle import SpanHandle, handle_of
 from spanguard._lifecycle.placement import Place, place, root_place
 from spanguard._lifecycle.request import SpanRequest, no_client
 from spanguard._mlflow import ids, memory, names, starting
@@ -27,12 +27,12 @@ from spanguard._record.outcome import classify
 from spanguard._record.payload import as_mapping, clean, clean_attributes
 from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError, SpanguardWarning
 
-__all__ = ["open_span"]
+__all__ = ["open_handle"]
 
 
-def open_span(
-    request: SpanRequest, *, activate: bool = True, parent: OpenedSpan | None = None
-) -> OpenedSpan:
+def open_handle(
+    request: SpanRequest, *, activate: bool = True, parent: SpanHandle | None = None
+) -> SpanHandle:
     """Open a span where the request asks for it; under `parent` where it asks for nothing.
 
     Where MLflow records nothing (tracing off, sampled out, broken), the span is one that ignores.
@@ -48,13 +48,13 @@ def open_span(
         if all_held_back:
             forget_held_back()
         if request.otel_trace_id is None:
-            opened = _open(request, activate, parent)
+            handle = _open(request, activate, parent)
         else:
             with chosen_ids.reserved(request):
-                opened = _open(request, activate, parent)
+                handle = _open(request, activate, parent)
         if all_held_back:
             raise_held_back()
-        return opened
+        return handle
     except BaseException as error:  # Ctrl-C between any two lines: leave nothing open
         forget_held_back()
         _close_begun(since, error)
@@ -69,14 +69,14 @@ def _close_begun(since: float, error: BaseException) -> None:
             break
         if entry.strand.thread is not here:
             continue
-        opened = handle_of(entry)
-        if opened is not None:
-            opened.close(error)
+        handle = handle_of(entry)
+        if handle is not None:
+            handle.close(error)
         else:
             orphans.close_orphan(entry, "an interrupt of its start", classify(error), error)
 
 
-def _open(request: SpanRequest, activate: bool, parent: OpenedSpan | None) -> OpenedSpan:
+def _open(request: SpanRequest, activate: bool, parent: SpanHandle | None) -> SpanHandle:
     findings = request.findings
     spot = _place(request, parent)
     if spot.finding is not None:
@@ -87,21 +87,21 @@ def _open(request: SpanRequest, activate: bool, parent: OpenedSpan | None) -> Op
     if findings and is_strict(request.strict):
         settle(findings, strict=True, raised=None, site=_caller(request))
     if request.sampling_ratio is None:
-        opened = _start(request, spot, attributes)
+        handle = _start(request, spot, attributes)
     else:
         with starting.sampled_at(request.sampling_ratio):
-            opened = _start(request, spot, attributes)
+            handle = _start(request, spot, attributes)
     try:
         with contained("recording what a span starts with"):
-            _record_start(opened, request, spot, attributes)
+            _record_start(handle, request, spot, attributes)
         if activate:
-            opened.activate(spot.ambient)
+            handle.activate(spot.ambient)
         if findings:
             settle(findings, strict=False, raised=None, site=_caller(request))
     except BaseException as error:  # Ctrl-C, or a warning turned into an error: leave nothing open
-        opened.close(error)
+        handle.close(error)
         raise
-    return opened
+    return handle
 
 
 def _caller(request: SpanRequest) -> Site:
@@ -109,7 +109,7 @@ def _caller(request: SpanRequest) -> Site:
     return found if request.function is None else request.function.site(found)
 
 
-def _place(request: SpanRequest, parent: OpenedSpan | None) -> Place:
+def _place(request: SpanRequest, parent: SpanHandle | None) -> Place:
     try:
         if request.new_trace:
             mode_has_changed()
@@ -160,7 +160,7 @@ def _attributes(request: SpanRequest) -> dict[str, Any]:
     return attributes
 
 
-def _start(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> OpenedSpan:
+def _start(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> SpanHandle:
     """Start the span, bare: a payload that MLflow chokes on must not cost the span."""
     live: Any = None
     is_listening = False
@@ -183,13 +183,13 @@ def _start(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> Ope
     if request.sampling_ratio is not None and starting.is_noop(live):
         live = starting.sampled_out(live)
     is_root = spot.parent is None and getattr(live, "parent_id", None) is None
-    opened = OpenedSpan(request, live, is_root=is_root)
-    if request.client is not None and opened.entry is not None:
+    handle = SpanHandle(request, live, is_root=is_root)
+    if request.client is not None and handle.entry is not None:
         # A client of the user's own class has frames between us and the line that called.
-        opened.entry.site = user_site(3)
-    if request.function is not None and opened.entry is not None:
-        opened.entry.site = request.function.site(opened.entry.site)
-    return opened
+        handle.entry.site = user_site(3)
+    if request.function is not None and handle.entry is not None:
+        handle.entry.site = request.function.site(handle.entry.site)
+    return handle
 
 
 def _start_at(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> Any:
@@ -278,9 +278,9 @@ def _client_payloads(request: SpanRequest, attributes: dict[str, Any]) -> dict[s
 
 
 def _record_start(
-    opened: OpenedSpan, request: SpanRequest, spot: Place, attributes: dict[str, Any]
+    handle: SpanHandle, request: SpanRequest, spot: Place, attributes: dict[str, Any]
 ) -> None:
-    live = opened.live
+    live = handle.live
     if starting.is_noop(live):
         return
     if request.client is None:
@@ -297,14 +297,14 @@ def _record_start(
             metadata = request.trace_metadata()
             metadata.pop(names.RUN_KEY, None)
             memory.add_to_trace(live.trace_id, request.trace_tags(), metadata)
-    _record_extras(opened, request)
+    _record_extras(handle, request)
 
 
-def _record_extras(opened: OpenedSpan, request: SpanRequest) -> None:
+def _record_extras(handle: SpanHandle, request: SpanRequest) -> None:
     if request.description is not None:
-        opened.proxy.set_description(request.description)
+        handle.proxy.set_description(request.description)
     if request.log_level is not None:
-        opened.proxy.set_log_level(request.log_level)
+        handle.proxy.set_log_level(request.log_level)
     if request.links is not None:
         for link in items_of(request.links, names.MAX_LINKS):
-            opened.proxy.add_link(link)
+            handle.proxy.add_link(link)

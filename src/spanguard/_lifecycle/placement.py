@@ -47,7 +47,7 @@ def place(name: str, trace_id: str | None, parent_id: str | None) -> Place:
     if trace_id == names.NOOP_TRACE_ID:  # tracing is off, or was when the parent started
         return Place(starting.noop_span())
     if parent_id is not None:
-        parent = _open_span(trace_id, parent_id)
+        parent = _open_parent(trace_id, parent_id)
         if parent is not None:
             return Place(parent)
         return _instead_of(name, trace_id, parent_id)
@@ -109,7 +109,7 @@ def _open_ambient() -> Any:
     return entry.mlflow_span() if entry is not None else None
 
 
-def _open_span(trace_id: str | None, span_id: str) -> Any:
+def _open_parent(trace_id: str | None, span_id: str) -> Any:
     entry = registry.entry_by_id(span_id)
     if entry is not None:
         span = entry.mlflow_span()

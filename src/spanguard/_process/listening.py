@@ -18,6 +18,7 @@ from spanguard._process.ambient import StandIn, origin_here
 from spanguard._process.dropped import forget_put_aside
 from spanguard._process.orphans import close_below, outlives, strands_of
 from spanguard._process.registry import (
+    ClosedBy,
     Entry,
     RemoteParent,
     adopt,
@@ -62,7 +63,7 @@ class _Watcher(SpanProcessor):
         is_error = span.status.status_code is ending.OTEL_ERROR
         if is_error or span.parent is None:
             with contained("preparing the end of a span"):
-                if is_error and entry.opened is not None:
+                if is_error and entry.handle is not None:
                     # Of ours and ended by another API: what we end has been seen to.
                     writing.explain_end(span)
                 if entry.children and span.parent is None:
@@ -138,7 +139,7 @@ class _Guard(keeping.TraceGuard):
 
     def holds(self, span_id: str) -> bool:
         entry = entry_by_id(span_id)
-        return entry is not None and entry.opened is not None and entry.opened() is not None
+        return entry is not None and entry.handle is not None and entry.handle() is not None
 
     def lost(self, span_id: str) -> None:
         entry = entry_by_id(span_id)
@@ -234,9 +235,9 @@ def forget_all() -> None:
         if entry.otel is not None:
             _parents_traces.add(entry.otel.context.trace_id)
             fork.let_go_of_span(entry.otel)
-        opened = entry.opened() if entry.opened is not None else None
-        if opened is not None:
-            opened.closed_by = "fork"
+        handle = entry.handle() if entry.handle is not None else None
+        if handle is not None:
+            handle.closed_by = ClosedBy.FORK
         if entry.stand_in is not None:
             entry.stand_in.fall_back()
     open.clear()
@@ -251,7 +252,7 @@ def _close_under_ending_root(root: Entry) -> None:
     """
     waits, strands = queue.defers_roots(), strands_of(root)
     closed = close_below(
-        root, lambda e: e.opened is not None and not (waits and outlives(e, strands))
+        root, lambda e: e.handle is not None and not (waits and outlives(e, strands))
     )
     if closed:
         finding = _left_under(root, [report for report, _ in closed])

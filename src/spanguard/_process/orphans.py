@@ -173,9 +173,9 @@ def close_orphan(
         if entry.children and entry.parent is None:  # a root ends last, or its trace is lost
             close_descendants(entry)
         entry.orphaned_by = orphaned_by
-        opened = entry.opened() if entry.opened is not None else None
-        if opened is not None:
-            opened.orphaned()
+        handle = entry.handle() if entry.handle is not None else None
+        if handle is not None:
+            handle.orphaned()
         with contained("closing an orphaned span"):
             live = entry.mlflow_span()
             if live is not None:

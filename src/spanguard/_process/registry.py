@@ -15,6 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, Protocol, cast
 
 from opentelemetry.trace import Span as OtelSpan
@@ -29,6 +30,7 @@ from spanguard._process.strands import current_strand
 from spanguard._record.encounters import Encounters
 
 __all__ = [
+    "ClosedBy",
     "Entry",
     "RemoteParent",
     "adopt",
@@ -46,10 +48,20 @@ __all__ = [
 ]
 
 
+class ClosedBy(Enum):
+    """Who closed a span that was opened through spanguard."""
+
+    EXIT = "the exit of its block, or its manager"
+    USER = "its user, before that"
+    OWNER = "the block around a guarded client that it was opened by"
+    ANCESTOR = "a span above it, or whoever else closes what is left open"
+    FORK = "nobody: it is open in the parent process, which will end it"
+
+
 class Handle(Protocol):
     """What the registry knows of who opened a span through spanguard (_lifecycle/handle.py)."""
 
-    closed_by: str | None
+    closed_by: ClosedBy | None
 
     def orphaned(self) -> None:
         """Take note that somebody else is ending the span in its opener's stead."""
@@ -65,11 +77,11 @@ class Entry:
         "end_is_told",
         "ended",
         "ender",
+        "handle",
         "is_instrumented",
         "live",
         "met",
         "on_end",
-        "opened",
         "orphaned_by",
         "parent",
         "site",
@@ -97,7 +109,7 @@ class Entry:
         # Set by _lifecycle/handle.py for spans opened through spanguard:
         self.live: Any = None
         self.ender: Callable[[Any, int | None], None] | None = None
-        self.opened: weakref.ref[Handle] | None = None
+        self.handle: weakref.ref[Handle] | None = None
         self.stand_in: StandIn | None = None
         # What is to be done when it ends, by whatever API; and what it keeps alive until then.
         self.on_end: Callable[[], object] | None = None

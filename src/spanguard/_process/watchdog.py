@@ -12,7 +12,7 @@ from types import TracebackType
 
 from spanguard._base.config import LONGEST_WAIT
 from spanguard._base.findings import contained, logger, warn_once
-from spanguard._base.settings import Block, Mark, Setting, context_settings, innermost
+from spanguard._base.settings import Mark, Setting, SettingBlock, context_settings, innermost
 from spanguard._base.values import number_of
 from spanguard._process import exit as _exit
 from spanguard._process import registry
@@ -166,7 +166,7 @@ class _Limit:
 
 
 _process_setting: Mark | None = None
-_blocks: list[Block] = []  # entered and not left, in all threads and tasks
+_blocks: list[SettingBlock] = []  # entered and not left, in all threads and tasks
 
 
 def _limit_in_force() -> float | None:

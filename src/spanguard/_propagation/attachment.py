@@ -276,7 +276,7 @@ class _Arrival:
 
     def _find_here(self) -> None:
         context = self._context
-        self.here = _standing_span(context) or _open_span(context)
+        self.here = _standing_span(context) or _still_open(context)
         if self.here is None:
             self.is_late = context._is_recorded
             # Without a span there, none here either; of what was sampled out, nothing.
@@ -284,7 +284,7 @@ class _Arrival:
 
     def _find_from_elsewhere(self, may_wait: bool, asks: bool) -> None:
         context = self._context
-        self.here = _open_span(context)  # of a service that calls itself
+        self.here = _still_open(context)  # of a service that calls itself
         if self.here is not None:
             return
         if context.tracking_uri is not None:
@@ -316,7 +316,7 @@ def _standing_span(context: Captured) -> Any:
     return active if span_context.trace_id == context._otel_trace_id else None
 
 
-def _open_span(context: Captured) -> Any:
+def _still_open(context: Captured) -> Any:
     """Return what is open here of the span that a context names: itself, or its trace's root."""
     if context.traceparent is None or context.trace_id is None:
         return None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
-from spanguard._lifecycle.handle import OpenedSpan
+from spanguard._lifecycle.handle import SpanHandle
 from spanguard._process.dropped import is_inside_tracing, put_aside
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ class TracedCoroutine(_ObjectProxy):
     def __init__(
         self,
         coroutine: Any,
-        open_: Callable[[], OpenedSpan],
-        write: Callable[[OpenedSpan, Any], None],
+        open_: Callable[[], SpanHandle],
+        write: Callable[[SpanHandle, Any], None],
     ) -> None:
         super().__init__(coroutine)
         self._self_parts: tuple[Any, Any] | None = (open_, write)

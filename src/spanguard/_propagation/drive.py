@@ -22,7 +22,7 @@ else:
 __all__ = ["Drive", "Recorder", "Turn"]
 
 
-class Opened(Protocol):
+class Scope(Protocol):
     """What is open while a generator's body runs: its span, or an attached trace context."""
 
     def finish(self, raised: BaseException | None) -> None: ...
@@ -37,15 +37,15 @@ class Recorder:
 
     def __init__(
         self,
-        open_: Callable[[], Opened],
+        open_: Callable[[], Scope],
         items: Items | None = None,
         write: Callable[[Any, Items], None] | None = None,
     ) -> None:
-        self._open: Callable[[], Opened] | None = open_
+        self._open: Callable[[], Scope] | None = open_
         self._items = items
         self._write = write
 
-    def open(self) -> Opened:
+    def open(self) -> Scope:
         """Open the span. It is let go of how: that holds the arguments of the call."""
         open_, self._open = self._open, None
         assert open_ is not None, "a span is opened once"
@@ -57,11 +57,11 @@ class Recorder:
             with contained("recording an item of a generator"):
                 self._items.take(item)
 
-    def write(self, opened: Opened) -> None:
+    def write(self, scope: Scope) -> None:
         items, self._items = self._items, None
         if items is not None and self._write is not None:
             with contained("recording the items of a generator"):
-                self._write(opened, items)
+                self._write(scope, items)
 
 
 # How long a step waits for another thread that is opening or ending the span of the generator.
@@ -80,12 +80,12 @@ class Turn:
 class Drive:
     """The state of one traced generator, sync or async: its span, and its body's context."""
 
-    __slots__ = ("__weakref__", "_turns", "body", "done", "iterated", "opened", "recorder")
+    __slots__ = ("__weakref__", "_turns", "body", "done", "iterated", "recorder", "scope")
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self.body = BodyContext()
-        self.opened: Opened | None = None
+        self.scope: Scope | None = None
         self.iterated = False
         self.done = False
         self._turns: dict[str, Turn] = {}
@@ -115,37 +115,37 @@ class Drive:
 
     @property
     def has_begun(self) -> bool:
-        return self.opened is not None or self.done
+        return self.scope is not None or self.done
 
     @property
     def is_open(self) -> bool:
-        return self.opened is not None and not self.done
+        return self.scope is not None and not self.done
 
     def begin(self) -> None:
         """Open the span at the first step, inside the body's context."""
-        if self.opened is None and not self.done:
-            self.opened = self.recorder.open()
+        if self.scope is None and not self.done:
+            self.scope = self.recorder.open()
 
     def finish(self, raised: BaseException | None, outcome: Outcome | None = None) -> None:
         """Close the span. Called inside the body's context."""
-        opened = self.opened
+        scope = self.scope
         self.body.work.is_over = True
-        if self.done or opened is None:
+        if self.done or scope is None:
             self.done = True
             return
         self.done = True
-        self.recorder.write(opened)
+        self.recorder.write(scope)
         if outcome is None:
-            opened.finish(raised)
+            scope.finish(raised)
         else:
-            opened.finish_as(outcome)
+            scope.finish_as(outcome)
 
     def finish_unless(self, is_suspended: bool, raised: BaseException) -> None:
         """Close the span for what a step raised, unless the body did not raise it and goes on.
 
         It does where Python itself refused the call: `throw` of what is no exception.
         """
-        if self.opened is None or not is_suspended:
+        if self.scope is None or not is_suspended:
             self.finish(raised)
 
     def dropped_as(self) -> Outcome:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import wrapt
 
-from spanguard._lifecycle.handle import OpenedSpan
+from spanguard._lifecycle.handle import SpanHandle
 from spanguard._process.dropped import is_inside_tracing, put_aside
 from spanguard._record.outcome import ABANDONED, CLOSED_EARLY, Outcome
 
@@ -127,22 +127,22 @@ def finish_dropped(drive: Drive, outcome: Outcome) -> None:
 
 def run_steps(
     coroutine: Any,
-    open_: Callable[[], OpenedSpan],
-    write: Callable[[OpenedSpan, Any], None],
+    open_: Callable[[], SpanHandle],
+    write: Callable[[SpanHandle, Any], None],
     abandoned: list[bool],
 ) -> Generator[Any, Any, Any]:
-    opened = open_()
+    handle = open_()
     del open_  # it holds the arguments of the call
     try:
         result = yield from steps_of(coroutine)
-        write(opened, result)
+        write(handle, result)
     except BaseException as error:
         if abandoned:
-            opened.finish_as(ABANDONED)
+            handle.finish_as(ABANDONED)
         else:
-            opened.finish(error)
+            handle.finish(error)
         raise
-    opened.finish(None)
+    handle.finish(None)
     return result
 
 

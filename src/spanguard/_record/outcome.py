@@ -37,10 +37,6 @@ class Outcome:
     status: Status
     record_event: bool = False
 
-    @property
-    def record_error(self) -> bool:
-        return self.record_event and self.status == "ERROR"
-
 
 OK = Outcome("ok", "OK")
 ERROR = Outcome("error", "ERROR", record_event=True)

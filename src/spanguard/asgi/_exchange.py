@@ -11,7 +11,7 @@ from typing import Any
 from spanguard._base.findings import contained, settle
 from spanguard._base.site import CalledFunction, user_site
 from spanguard._base.tasks import is_cancellation
-from spanguard._lifecycle.opening import open_span
+from spanguard._lifecycle.opening import open_handle
 from spanguard._lifecycle.request import MAX_SPAN_NAME_CHARS, SpanRequest
 from spanguard._mlflow import memory, starting
 from spanguard._mlflow.names import MAX_CLIENT_REQUEST_ID_CHARS
@@ -93,7 +93,7 @@ class Exchange:
             strict=options.strict,
         )
         request.function = options.called
-        self._opened = open_span(request)
+        self._handle = open_handle(request)
         self._headers_out = capture().to_headers()  # of the span that was just opened
         if request_id:
             self._headers_out[options.request_id_header] = request_id
@@ -131,8 +131,8 @@ class Exchange:
     def _identify(self, request_id: str) -> None:
         """Record the request id; with a root, MLflow knows the trace by it too."""
         self._write({"http.request.id": request_id})
-        if self._opened.is_root and len(request_id) <= MAX_CLIENT_REQUEST_ID_CHARS:
-            memory.set_client_request_id(self._opened.live.trace_id, request_id)
+        if self._handle.is_root and len(request_id) <= MAX_CLIENT_REQUEST_ID_CHARS:
+            memory.set_client_request_id(self._handle.live.trace_id, request_id)
 
     # -- messages
 
@@ -215,25 +215,25 @@ class Exchange:
 
     def _finish(self, raised: BaseException | None) -> None:
         """End the span as the exchange ended, and raise or warn of what was left open under it."""
-        opened, outcome = self._opened, None
+        handle, outcome = self._handle, None
         with contained("recording the end of a request"):
             outcome = self._outcome(raised)
             if self._records:
                 self._write_last(raised)
-        findings = opened.close(raised, outcome=outcome, end_time_ns=self._ended_ns)
+        findings = handle.close(raised, outcome=outcome, end_time_ns=self._ended_ns)
         if findings:
-            settle(findings, strict=opened.strict, raised=raised, site=user_site(2))
+            settle(findings, strict=handle.strict, raised=raised, site=user_site(2))
 
     @property
     def _records(self) -> bool:
-        return self._opened.is_open and not starting.is_noop(self._opened.live)
+        return self._handle.is_open and not starting.is_noop(self._handle.live)
 
     def _write(self, attributes: dict[str, Any]) -> None:
         if attributes and self._records:
-            writing.attributes(self._opened.live, attributes)
+            writing.attributes(self._handle.live, attributes)
 
     def _write_last(self, raised: BaseException | None) -> None:
-        live = self._opened.live
+        live = self._handle.live
         failure = self._failure() if raised is None else None
         if failure is not None:
             writing.outcome(live, ERROR)
@@ -248,7 +248,7 @@ class Exchange:
         }
         self._write({name: value for name, value in found.items() if value is not None})
         self._write_name()
-        if self._opened.is_root:
+        if self._handle.is_root:
             self._write_previews(failure if raised is None else type(raised).__name__)
 
     def _write_previews(self, failure: str | None) -> None:
@@ -256,7 +256,7 @@ class Exchange:
 
         Inputs and outputs, where there are any, say more: MLflow shows them by itself.
         """
-        live = self._opened.live
+        live = self._handle.live
         asked = clean_text(f"{self._label} {self._scope.get('path', '')}", MAX_PREVIEW_CHARS)
         code = self._close_code if self._status is None else self._status
         answered = failure if code is None else str(code)
@@ -271,7 +271,7 @@ class Exchange:
         route = route_of(self._scope)
         if route is not None:
             self._write({"http.route": route})
-        rename(self._opened.live, clean_text(self._name(route), MAX_SPAN_NAME_CHARS))
+        rename(self._handle.live, clean_text(self._name(route), MAX_SPAN_NAME_CHARS))
 
     def _name(self, route: str | None) -> str:
         """Return the span's name. What strangers try must not become as many names."""
