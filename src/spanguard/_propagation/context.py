@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from spanguard._base.config import is_strict
@@ -23,6 +24,7 @@ __all__ = ["TraceContext", "capture"]
 TRACEPARENT = "traceparent"
 
 
+@dataclass(frozen=True, repr=False, slots=True)
 class TraceContext:
     """A place in a trace, and where traces go: small, immutable, picklable, nothing but strings.
 
@@ -43,58 +45,20 @@ class TraceContext:
     True
     """
 
-    __slots__ = (
-        "_local",
-        "_origin",
-        "experiment_id",
-        "strict",
-        "trace_id",
-        "traceparent",
-        "tracking_uri",
-    )
-
-    trace_id: str | None
-    traceparent: str | None
-    tracking_uri: str | None
-    experiment_id: str | None
-    strict: bool | None
-    _origin: str | None
-    _local: Any
-
-    def __init__(
-        self,
-        trace_id: str | None = None,
-        traceparent: str | None = None,
-        tracking_uri: str | None = None,
-        experiment_id: str | None = None,
-        strict: bool | None = None,
-        _origin: str | None = None,
-        _local: Any = None,
-    ) -> None:
-        fields = (trace_id, traceparent, tracking_uri, experiment_id, strict, _origin, _local)
-        for name, value in zip(_FIELDS, fields, strict=True):
-            object.__setattr__(self, name, value)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise AttributeError(f"TraceContext is immutable; {name} was not set.")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"TraceContext is immutable; {name} was not deleted.")
+    trace_id: str | None = None
+    traceparent: str | None = None
+    tracking_uri: str | None = None
+    experiment_id: str | None = None
+    strict: bool | None = None
+    _origin: str | None = None
+    _local: Any = field(default=None, compare=False)  # the span itself, in its own process
 
     def __reduce__(self) -> Any:
         # Without the span itself: what crosses is strings.
         return TraceContext, self._strings()
 
     def _strings(self) -> tuple[Any, ...]:
-        return tuple(getattr(self, name) for name in _FIELDS[:-1])
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, TraceContext):
-            return NotImplemented
-        return self._strings() == other._strings()
-
-    def __hash__(self) -> int:
-        return hash(self._strings())
+        return tuple(getattr(self, one.name) for one in fields(self) if one.compare)
 
     def __bool__(self) -> bool:
         return self.traceparent is not None
@@ -184,17 +148,6 @@ class TraceContext:
             # Never an error: what a stranger sends must not raise in a service.
             settle([junk], strict=False, raised=None, site=user_site(2))
         return cls()
-
-
-_FIELDS = (
-    "trace_id",
-    "traceparent",
-    "tracking_uri",
-    "experiment_id",
-    "strict",
-    "_origin",
-    "_local",
-)
 
 
 _MAX_HEADERS = 10_000

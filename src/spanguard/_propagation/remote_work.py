@@ -46,9 +46,10 @@ class Captured(Protocol):
     @property
     def strict(self) -> bool | None: ...
 
-    _origin: str | None
-    _local: Any
-
+    @property
+    def _origin(self) -> str | None: ...
+    @property
+    def _local(self) -> Any: ...
     @property
     def _is_recorded(self) -> bool: ...
     @property
