@@ -300,9 +300,9 @@ def test_a_relative_store_travels_as_an_absolute_one(tmp_path: Any) -> None:
 
 def test_a_context_does_not_change() -> None:
     context = capture()
-    with pytest.raises(AttributeError, match="cannot (assign to|delete) field"):
+    with pytest.raises(AttributeError, match=r"cannot (assign to|delete) field"):
         context.trace_id = "tr-1"
-    with pytest.raises(AttributeError, match="cannot (assign to|delete) field"):
+    with pytest.raises(AttributeError, match=r"cannot (assign to|delete) field"):
         del context.trace_id
 
 

@@ -4,6 +4,7 @@
 first steps, docs/ the manual; each name here has its own documentation.
 """
 
+from spanguard._api import at_fork as _at_fork  # noqa: F401 - what a forked child begins with
 from spanguard._api.batch import trace_batch
 from spanguard._api.batch_result import BatchResult, ItemOutcome
 from spanguard._api.business_ids import CustomTraceManager

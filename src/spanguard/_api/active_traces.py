@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -26,13 +25,10 @@ __all__ = ["ActiveTraces"]
 _lock = threading.RLock()
 
 
-def _renew_lock_in_child() -> None:
+def start_afresh_in_child() -> None:
+    """Have a lock of its own in a forked child: a thread of the parent may have held it."""
     global _lock
-    _lock = threading.RLock()  # another thread of the parent may have held it
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock_in_child)
+    _lock = threading.RLock()
 
 
 class ActiveTraces:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import weakref
 from typing import Any, NamedTuple, Protocol
 
@@ -54,15 +53,11 @@ class _Renewed(Protocol):
 managers: weakref.WeakSet[_Renewed] = weakref.WeakSet()
 
 
-def _empty_in_child() -> None:
+def start_afresh_in_child() -> None:
     """Empty the stacks in a forked child: what is on them is open in the parent."""
     pushed.set(None)
     for manager in list(managers):
         manager._start_afresh()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_empty_in_child)
 
 
 class Unwound(NamedTuple):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import os
 import sys
 import threading
 import time
@@ -199,13 +198,10 @@ def before_fork(deadline: float) -> None:
         _search_new_modules()
 
 
-def _after_fork_in_child() -> None:
+def start_afresh_in_child() -> None:
+    """Let go, in a forked child, of each lock that a thread of the parent held."""
     with contained("letting go of the import system's locks in a forked child"):
         _let_go_of_imports()
     with contained("letting go of locks in a forked child"):
         for lock in _found:
             let_go_of(lock)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)

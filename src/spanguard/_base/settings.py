@@ -11,7 +11,7 @@ from typing import Any
 
 from spanguard._base.collector import is_collecting
 
-__all__ = ["SettingBlock", "Mark", "Setting", "context_settings", "innermost"]
+__all__ = ["Mark", "Setting", "SettingBlock", "context_settings", "innermost"]
 
 
 # The blocks in force in this context, the innermost last. They may leave in any order.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -136,11 +135,8 @@ def _has_arrived(number: int, has_just_ended: bool) -> bool:
     return stored.trace_exists(ids.mlflow_trace_id_of(number))
 
 
-def _renew_lock_in_child() -> None:
+def start_afresh_in_child() -> None:
+    """Have a lock of its own in a forked child."""
     # What the parent was about to start stays reserved: it has the id by now.
     global _lock
     _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock_in_child)

@@ -18,7 +18,6 @@ from spanguard._lifecycle.request import SpanRequest, no_client
 from spanguard._mlflow import ids, memory, names, starting
 from spanguard._mlflow.active import current_otel_span, mode_has_changed, no_active_span
 from spanguard._process import exit as _exit
-from spanguard._process import fork as _fork  # noqa: F401 - its hooks are registered
 from spanguard._process import orphans, registry
 from spanguard._process.ambient import LOST_PARENT, ambient_span
 from spanguard._process.dropped import all_put_aside, do_put_aside

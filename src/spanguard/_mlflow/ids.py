@@ -40,8 +40,9 @@ def _random_number() -> int:
                 return number
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_random_numbers.clear)
+def start_afresh_in_child() -> None:
+    """In a forked child: use none of the numbers that the parent uses."""
+    _random_numbers.clear()
 
 
 class OwnIds(RandomIdGenerator):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 from spanguard._base import locks
@@ -11,11 +10,14 @@ from spanguard._mlflow import fork, queue
 from spanguard._process import exit, flush, listening, outliving
 from spanguard._process.flush import HandingOver
 
+__all__ = ["before_fork", "go_on_in_parent"]
+
 FORK_SECONDS = 4.0
 """How long a fork waits, in all, for threads that are at the store or inside an import."""
 
 
-def _before_fork() -> None:
+def before_fork() -> None:
+    """Let no thread be at the store or inside an import while the process forks."""
     deadline = time.monotonic() + FORK_SECONDS
     with contained("preparing a fork"):
         # What is stored now does not compete with the child's own for the database. Mostly
@@ -27,12 +29,14 @@ def _before_fork() -> None:
     locks.before_fork(deadline)  # last: meanwhile a thread may have begun an import
 
 
-def _after_fork_in_parent() -> None:
+def go_on_in_parent() -> None:
+    """Let the threads of the parent go on to the store."""
     with contained("going on after a fork"):
         fork.resume_stores()
 
 
-def _after_fork_in_child() -> None:
+def start_afresh_in_child() -> None:
+    """In a forked child: the parent's spans are the parent's to end and to store."""
     flush.handing_over = HandingOver()
     exit.is_behind = exit.is_there_before_threads_are_joined = False
     with contained("forgetting the parent's spans in a forked child"):
@@ -40,11 +44,3 @@ def _after_fork_in_child() -> None:
         listening.forget_all()
     with contained("starting tracing afresh in a forked child"):
         fork.start_afresh_in_child()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
-        after_in_child=_after_fork_in_child,
-    )

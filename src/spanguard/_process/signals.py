@@ -141,12 +141,9 @@ class _Handler:
         os.kill(os.getpid(), self._number)
 
 
-def _start_afresh_in_child() -> None:
+def start_afresh_in_child() -> None:
+    """Let no handler of ours in a forked child wait for a thread of the parent."""
     for number in signal.valid_signals():
         handler = signal.getsignal(number)
         if isinstance(handler, _Handler):
             handler.start_afresh()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_afresh_in_child)

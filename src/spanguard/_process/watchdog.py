@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import threading
 import time
@@ -231,7 +230,7 @@ def watch(open_longer_than: float | None) -> WatchSetting:
     return setting
 
 
-def _start_afresh_in_child() -> None:
+def start_afresh_in_child() -> None:
     """Give a forked child a watchdog of its own: threads do not survive a fork."""
     global _lock, _told_until, _watchdog
     _lock = threading.RLock()  # another thread of the parent may have held it
@@ -240,7 +239,3 @@ def _start_afresh_in_child() -> None:
     _blocks[:] = [block for block in _blocks if block in context_settings.get()]
     _watchdog = None
     _start_or_stop()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_afresh_in_child)

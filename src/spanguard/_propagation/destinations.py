@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import uuid
 from typing import cast
@@ -18,14 +17,11 @@ __all__ = ["leave_destination", "process_token", "take_destination"]
 process_token = uuid.uuid4().hex  # a pid may be the same in the next container
 
 
-def _renew_in_child() -> None:
+def start_afresh_in_child() -> None:
+    """Be another process, in a forked child, with no destination set for others."""
     global _destination, jobs, process_token
     process_token = uuid.uuid4().hex
     _destination, jobs = threading.Condition(), 0
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_in_child)
 
 
 # MLflow has one tracking URI for all threads, and names a new one before it has let go of the old
