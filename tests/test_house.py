@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -139,3 +141,22 @@ def test_all_is_true() -> None:
         if missing or (unused and not public):
             wrong[name] = (sorted(missing), sorted(unused))
     assert wrong == {}
+
+
+def callables_of(module: str, name: str) -> Iterator[tuple[str, object]]:
+    """Name a public function, or a class and each of its public methods."""
+    value = getattr(importlib.import_module(module), name)
+    if inspect.isroutine(value) or inspect.isclass(value):
+        yield name, value
+    for attribute, member in vars(value).items() if inspect.isclass(value) else ():
+        member = getattr(member, "fget", getattr(member, "__func__", member))
+        if inspect.isfunction(member) and not attribute.startswith("_"):
+            yield f"{name}.{attribute}", member
+
+
+@pytest.mark.parametrize("module", PUBLIC_NAMES)
+def test_annotations_can_be_read_at_run_time(module: str) -> None:
+    """What injects arguments or draws up documentation asks for them."""
+    for name in PUBLIC_NAMES[module].split():
+        for _, value in callables_of(module, name):
+            get_type_hints(value)

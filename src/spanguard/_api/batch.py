@@ -180,7 +180,7 @@ def _namer(item_name: Any, fn: Any, strict: bool | None) -> Callable[[Any], str]
 
     def named(item: Any) -> str:
         try:
-            return cast(str, item_name(item))
+            return cast("str", item_name(item))
         except BaseException as error:
             if is_the_users(error):
                 raise

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlflow.entities import LiveSpan
+from typing_extensions import Unpack
 
+from spanguard._api.frames import Frame, standing_frame
 from spanguard._api.stack import Stack
 from spanguard._base.blocks import Block
 from spanguard._base.config import is_strict
 from spanguard._base.findings import settle
 from spanguard._base.site import user_site
 from spanguard._base.values import attribute_of, text_of
+from spanguard._lifecycle.arguments import SpanArguments
 from spanguard._lifecycle.findings import left_open_finding
 from spanguard._lifecycle.handle import SpanHandle
 from spanguard._lifecycle.request import SpanRequest
 from spanguard._process.ambient import pushed
 from spanguard._record.status import parse_status
 from spanguard.exceptions import EmptyTraceStackError, SpanguardError, UnknownSpanError
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from spanguard._lifecycle.arguments import SpanArguments
-from spanguard._api.frames import Frame, standing_frame
 
 __all__ = ["TraceStateManager"]
 

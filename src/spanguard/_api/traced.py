@@ -5,18 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar, cast, overload
+from typing import Any, TypeVar, cast, overload
+
+from typing_extensions import Unpack
 
 from spanguard._api.callables import NotTraceable, trace_callable, trace_class
+from spanguard._api.plan import MAX_ITEMS, Options, Plan, Redact, kept_arguments, tell
 from spanguard._base.values import is_a, truth_of, whole_number_of
+from spanguard._lifecycle.arguments import TracedOptions
 from spanguard._lifecycle.request import MAX_SPAN_NAME_CHARS
 from spanguard._record.text import clean_text
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from spanguard._lifecycle.arguments import TracedOptions
-from spanguard._api.plan import MAX_ITEMS, Options, Plan, Redact, kept_arguments, tell
 
 __all__ = ["traced"]
 
@@ -74,7 +72,7 @@ class _Decorator:
         self._options = options
 
     def __call__(self, function: F) -> F:
-        return cast(F, _traced(function, self._options))
+        return cast("F", _traced(function, self._options))
 
 
 @overload

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 from mlflow.entities import LiveSpan
 from mlflow.tracking import MlflowClient
+from typing_extensions import Unpack
 
 from spanguard._base.blocks import Block
 from spanguard._base.findings import contained
 from spanguard._base.site import CalledFunction
+from spanguard._lifecycle.arguments import RecipeArguments
 from spanguard._lifecycle.handle import SpanHandle, handle_of
+from spanguard._lifecycle.opening import open_handle
 from spanguard._lifecycle.proxy import SpanProxy
 from spanguard._lifecycle.request import SpanRequest
 from spanguard._mlflow import memory, spans
 from spanguard._process import registry
 from spanguard._process.ambient import ambient_span
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from spanguard._lifecycle.arguments import RecipeArguments
-from spanguard._lifecycle.opening import open_handle
 
 __all__ = ["current_span", "traced_span"]
 

@@ -160,7 +160,7 @@ class LimitsSetting(Setting):
         return self.limits
 
     def __enter__(self) -> Limits:
-        return cast(Limits, super().__enter__())
+        return cast("Limits", super().__enter__())
 
 
 def _set_process_limits(mark: Mark | None) -> None:
@@ -180,7 +180,7 @@ def current_limits() -> Limits:
     if _has_blocks:
         block = innermost(LimitsSetting)
         if block is not None:
-            return cast(Limits, block)
+            return cast("Limits", block)
     return _limits
 
 

@@ -79,7 +79,7 @@ def opener(depth: int = 1) -> tuple[Site, bool]:
         module = walker.f_globals.get("__name__")
         kind = _kinds.get(module) if type(module) is str else _USERS
         if kind is None:
-            kind = _classify(cast(str, module))
+            kind = _classify(cast("str", module))
         if kind == _USERS:
             return Site(walker.f_code, walker.f_lineno), is_instrumented
         if kind == _INSTRUMENTS:

@@ -71,7 +71,7 @@ def text_of(value: object) -> str | None:
     """Return a string itself, of a subclass its characters; None if it is no string."""
     if type(value) is str:
         return value
-    return str.__str__(cast(str, value)) if is_a(value, str) else None
+    return str.__str__(cast("str", value)) if is_a(value, str) else None
 
 
 def truth_of(value: object) -> bool | None:

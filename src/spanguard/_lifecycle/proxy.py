@@ -69,7 +69,7 @@ def _setter(method: Method) -> Method:
                     fitting.setdefault(name, kwargs[name])
             self._self_call_fitting(method, fitting)
 
-    return cast(Method, setter)
+    return cast("Method", setter)
 
 
 def _taken_by(method: Any) -> list[str]:

@@ -47,7 +47,7 @@ class _Mode:
         if seen == self._seen:
             return False
         self._seen = seen
-        self.isolated = bool(cast(Any, MLFLOW_USE_DEFAULT_TRACER_PROVIDER).get())
+        self.isolated = bool(cast("Any", MLFLOW_USE_DEFAULT_TRACER_PROVIDER).get())
         propagate = optional("mlflow.environment_variables", _PROPAGATE_VARIABLE)
         self.propagates = bool(self.isolated and propagate is not None and propagate.get())
         self.runtime: Any = (

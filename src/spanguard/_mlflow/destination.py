@@ -55,7 +55,7 @@ def adopt_destination(uri: str, experiment_id: str | None) -> None:
         return
     if hasattr(_fluent, "_active_experiment_id"):
         # set_experiment() would ask the store, for minutes where it is down.
-        cast(Any, _fluent)._active_experiment_id = experiment_id
+        cast("Any", _fluent)._active_experiment_id = experiment_id
     else:
         os.environ[_EXPERIMENT_VARIABLE] = experiment_id
 

@@ -44,7 +44,7 @@ def set_error(span: Any, text: str) -> None:
     span.set_status(SpanStatus(SpanStatusCode.ERROR, text))
     inner = otel_span(span)
     if isinstance(inner, ReadableSpan) and status_code(span) != "ERROR":
-        cast(Any, inner)._status = Status(StatusCode.ERROR, text)
+        cast("Any", inner)._status = Status(StatusCode.ERROR, text)
 
 
 def end_live(span: LiveSpan, end_time_ns: int | None) -> None:

@@ -87,7 +87,7 @@ def _leave_provider_behind() -> None:
         # for its own in the first place: ours are added after it.
         ours = (provider.listening, provider.follower)
         kept = [p for p in processors_of(old) if not hasattr(p, "span_exporter") and p not in ours]
-        cast(Any, old._active_span_processor)._span_processors = tuple(kept)
+        cast("Any", old._active_span_processor)._span_processors = tuple(kept)
     for flag in ("_isolated_tracer_provider_once", "_global_provider_init_once"):
         once = getattr(wrapper, flag, None)
         if once is not None:
@@ -226,4 +226,4 @@ def resume_stores() -> None:
 
 def _is_pausing() -> bool:
     """Tell whether it is this thread that pauses the stores."""
-    return bool(cast(Any, _pausing)._is_owned())
+    return bool(cast("Any", _pausing)._is_owned())

@@ -64,7 +64,7 @@ def give_own_ids(provider: Any) -> None:
     generator = getattr(provider, "id_generator", None)
     if type(generator) is RandomIdGenerator:
         # The generator itself, not the provider's: the tracers that are made hold it as well.
-        cast(Any, generator).__class__ = OwnIds
+        cast("Any", generator).__class__ = OwnIds
 
 
 # -- a chosen trace id -------------------------------------------------------------------------

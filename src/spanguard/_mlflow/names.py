@@ -39,7 +39,7 @@ EXPERIMENT_KEY = getattr(SpanAttributeKey, "EXPERIMENT_ID", "mlflow.experimentId
 TRACE_NAME_KEY = getattr(TraceTagKey, "TRACE_NAME", "mlflow.traceName")
 
 # What a span says its trace is when it records nothing.
-NOOP_TRACE_ID = str(cast(Any, NoOpSpan)().trace_id)
+NOOP_TRACE_ID = str(cast("Any", NoOpSpan)().trace_id)
 
 # So many attributes fit on a span in any case, beside MLflow's own.
 SAFE_ATTRIBUTES = 64

@@ -54,7 +54,7 @@ def provider_in_force() -> Any:
 def held_provider() -> Any:
     """Return the provider that MLflow holds, without making one where there is none."""
     try:
-        return cast(Any, _provider_module).provider.get()
+        return cast("Any", _provider_module).provider.get()
     except AttributeError:
         # MLflow lacks it. Not the public way instead, which would wait for itself where MLflow is
         # making a provider at this moment.

@@ -59,8 +59,8 @@ def hold_remote_trace(otel_trace_id: int, trace_id: str, experiment_id: str | No
                 hand_over()
             info = TraceInfo(
                 trace_id=trace_id,
-                trace_location=cast(Any, location),
-                request_time=cast(Any, None),
+                trace_location=cast("Any", location),
+                request_time=cast("Any", None),
                 state=TraceState.IN_PROGRESS,
             )
             manager_in_force().register_trace(otel_trace_id, info, is_remote_trace=True)

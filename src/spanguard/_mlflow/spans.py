@@ -22,7 +22,7 @@ def otel_span(span: Any) -> OtelSpan | None:
     """Return the OpenTelemetry span under an MLflow span; None for a double."""
     inner = getattr(span, "_span", None)
     if isinstance(inner, ReadableSpan):  # the common case first: OtelSpan's check is an ABC's
-        return cast(OtelSpan, inner)
+        return cast("OtelSpan", inner)
     return inner if isinstance(inner, OtelSpan) else None
 
 

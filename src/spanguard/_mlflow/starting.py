@@ -65,7 +65,7 @@ def start_plain_child(parent: LiveSpan, name: str) -> LiveSpan | None:
     otel = tracer.start_span(name, context=context, attributes={})
     if not isinstance(otel, ReadableSpan):
         return None
-    return live_span(parent.trace_id, f"{cast(Any, otel).context.span_id:016x}")
+    return live_span(parent.trace_id, f"{cast('Any', otel).context.span_id:016x}")
 
 
 def _is_off_here() -> bool:
@@ -81,7 +81,7 @@ def records_nothing() -> bool:
 
 def noop_span() -> Any:
     """Return a span that ignores."""
-    return cast(Any, NoOpSpan)()
+    return cast("Any", NoOpSpan)()
 
 
 def is_noop(span: Any) -> bool:

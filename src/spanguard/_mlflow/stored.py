@@ -30,7 +30,7 @@ def _stored_info(trace_id: str) -> TraceInfo | None:
     try:
         # Not the public get_trace(): its None may as well mean that the store does not answer,
         # or that the trace is there and cannot be read.
-        return cast(TraceInfo, _client().store.get_trace_info(trace_id))
+        return cast("TraceInfo", _client().store.get_trace_info(trace_id))
     except mlflow.MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"):
             return None

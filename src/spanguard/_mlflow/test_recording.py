@@ -84,7 +84,7 @@ class _Recording(SpanProcessor):
         if mode.isolated:
             wrapper._isolated_tracer_provider = self.new_provider()
         else:
-            cast(Any, _otel)._TRACER_PROVIDER = self.new_provider()
+            cast("Any", _otel)._TRACER_PROVIDER = self.new_provider()
         wrapper.once._done = True
         if provider.follower is not None:
             add_to(provider.follower, wrapper.get())

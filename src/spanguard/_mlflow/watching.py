@@ -78,7 +78,7 @@ def follow(processor: SpanProcessor) -> None:
 def stand_in_for_initialize() -> None:
     if provider.initialize is None and hasattr(_provider_module, "_initialize_tracer_provider"):
         provider.initialize = _provider_module._initialize_tracer_provider
-        cast(Any, _provider_module)._initialize_tracer_provider = _initialize_and_follow
+        cast("Any", _provider_module)._initialize_tracer_provider = _initialize_and_follow
 
 
 def _initialize_and_follow(disabled: bool = False) -> None:

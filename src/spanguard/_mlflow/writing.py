@@ -71,7 +71,7 @@ def rename(span: LiveSpan, name: str) -> None:
     MLflow stores both as it finds them when they have ended.
     """
     before = span.name
-    cast(Any, otel_span(span)).update_name(name)
+    cast("Any", otel_span(span)).update_name(name)
     if span.parent_id is None:
         with manager_in_force().get_trace(span.trace_id) as trace:
             if trace is not None and trace.info.tags.get(TRACE_NAME_KEY) == before:
@@ -81,7 +81,7 @@ def rename(span: LiveSpan, name: str) -> None:
 def make_event(name: str, attributes: dict[str, Any], timestamp: int | None = None) -> Any:
     """Return a span event, that happened now if no time is given."""
     at = time.time_ns() if timestamp is None else timestamp  # MLflow 3.10 takes microseconds here
-    return cast(Any, SpanEvent)(name=name, attributes=attributes, timestamp=at)
+    return cast("Any", SpanEvent)(name=name, attributes=attributes, timestamp=at)
 
 
 def make_link(trace_id: str, span_id: str, attributes: dict[str, Any] | None) -> Any:

@@ -99,7 +99,7 @@ class Ambient:
         if is_collecting():
             return  # opened in a finalizer: no variable may be set here
         self._before = ActiveState()
-        self._before.replace(cast(OtelSpan, self.stand_in))
+        self._before.replace(cast("OtelSpan", self.stand_in))
 
     def leave(self) -> None:
         """Restore what was active before, if this span (or one above it) is active here.
@@ -160,7 +160,7 @@ def ambient_span() -> OtelSpan:
 def _standing(active: Any) -> OtelSpan:
     while type(active) is StandIn and active.has_fallen:
         active = active.below
-    return cast(OtelSpan, active)
+    return cast("OtelSpan", active)
 
 
 def other_span() -> OtelSpan:
@@ -168,7 +168,7 @@ def other_span() -> OtelSpan:
     active: Any = current_otel_span()
     while type(active) is StandIn:
         active = active.below
-    return cast(OtelSpan, active)
+    return cast("OtelSpan", active)
 
 
 class AmbientMark:

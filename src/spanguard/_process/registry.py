@@ -245,7 +245,7 @@ def entry_of(otel: OtelSpan | None) -> Entry | None:
     # A span that does not record (disabled, sampled out) may carry its parent's ids.
     if not is_recording_kind(otel):
         return None
-    return open.get(cast(OtelSpan, otel).get_span_context().span_id)
+    return open.get(cast("OtelSpan", otel).get_span_context().span_id)
 
 
 def entry_by_id(span_id: str) -> Entry | None:

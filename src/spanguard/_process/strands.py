@@ -50,7 +50,7 @@ def current_strand() -> Strand:
     """Return the strand of what runs here. A thread's own code has one and the same."""
     if not may_run_a_task() and work_here.get() is None:
         try:
-            return cast(Strand, _threads.strand)
+            return cast("Strand", _threads.strand)
         except AttributeError:
             strand = _threads.strand = Strand()
             return strand

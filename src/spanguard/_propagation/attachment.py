@@ -302,7 +302,7 @@ def _is_over(context: Captured, asks: bool) -> bool:
     if not asks:
         return False
     _exit.listen()  # MLflow opens the store with its first span, which may take longer
-    trace_id = cast(str, context.trace_id)
+    trace_id = cast("str", context.trace_id)
     looking = "looking up the trace that work was carried from"
     return bool(store.ask(looking, lambda: stored.has_ended_in_store(trace_id)))
 

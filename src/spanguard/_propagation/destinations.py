@@ -37,7 +37,7 @@ def take_destination(context: Captured, may_wait: bool) -> TraceLostError | None
     traces go on to another store: a change of the URI would lose every trace that is open here.
     """
     global jobs
-    uri = cast(str, context.tracking_uri)
+    uri = cast("str", context.tracking_uri)
     with _destination:
         if may_wait:
             _destination.wait_for(

@@ -64,7 +64,7 @@ class RemoteWork:
     __slots__ = ("_ambient", "_otel_trace_id", "_parent", "_recorded")
 
     def __init__(self, context: Captured) -> None:
-        span = cast(Any, remote_span(cast(str, context.traceparent)))
+        span = cast("Any", remote_span(cast("str", context.traceparent)))
         span_context = span.get_span_context()
         self._otel_trace_id: int = span_context.trace_id
         # What was sampled out there is not recorded here: MLflow needs to know nothing of it.
@@ -72,7 +72,7 @@ class RemoteWork:
         if self._recorded:
             _exit.listen()
             hold_remote_trace(
-                self._otel_trace_id, cast(str, context.trace_id), context.experiment_id
+                self._otel_trace_id, cast("str", context.trace_id), context.experiment_id
             )
         self._parent = RemoteParent(span_context.span_id)
         self._ambient = Ambient(span)
@@ -111,8 +111,8 @@ class LateWork:
 
     def __init__(self, context: Captured, site: Site) -> None:
         self._site = site
-        traceparent = cast(str, context.traceparent)
-        self._origin = Origin(cast(str, context.trace_id), traceparent.split("-")[2])
+        traceparent = cast("str", context.traceparent)
+        self._origin = Origin(cast("str", context.trace_id), traceparent.split("-")[2])
         self._before = activate(INVALID_SPAN)
         self._origin_before = origin_here.get()
         origin_here.set(self._origin)
