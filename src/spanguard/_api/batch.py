@@ -133,17 +133,14 @@ def _check(fn: Any, on_error: Any, max_in_flight: Any) -> None:
             "that runs it: lambda item: asyncio.run(fn(item))."
         )
     if text_of(on_error) not in ("record", "raise"):
-        raise ValueError(f"on_error must be 'record' or 'raise', not {_shown(on_error)}")
+        given = clean_text(safe_repr(on_error), 100)
+        raise ValueError(f"on_error must be 'record' or 'raise', not {given}")
     if max_in_flight is None:
         return
     number = whole_number_of(max_in_flight)
     if number is None or number < 1:
-        shown = _shown(max_in_flight)
-        raise ValueError(f"max_in_flight must be a positive whole number, not {shown}")
-
-
-def _shown(value: Any) -> str:
-    return clean_text(safe_repr(value), 100)
+        given = clean_text(safe_repr(max_in_flight), 100)
+        raise ValueError(f"max_in_flight must be a positive whole number, not {given}")
 
 
 def _is_coroutine_function(fn: Any) -> bool:

@@ -17,9 +17,9 @@ from spanguard._api.custom_ids import (
     generated,
     not_to_choose,
     otel_trace_id,
+    quoted,
     random_digits,
     read_id,
-    shown,
     unknown,
 )
 from spanguard._base.blocks import Block
@@ -244,7 +244,7 @@ class CustomTraceManager(ActiveTraces):
             # well, open_handle gives the trace an id that does not derive from it.
             custom_id = f"{wanted}_{random_digits()}"
             request = request_for(custom_id)
-            findings.append(duplicate(wanted, f"the trace is {shown(custom_id)}"))
+            findings.append(duplicate(wanted, f"the trace is {quoted(custom_id)}"))
         request.findings += findings
         return custom_id, self._open(custom_id, request)
 

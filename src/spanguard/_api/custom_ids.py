@@ -31,7 +31,7 @@ __all__ = [
     "otel_trace_id",
     "random_digits",
     "read_id",
-    "shown",
+    "quoted",
     "trace_id_for",
     "unknown",
 ]
@@ -81,7 +81,7 @@ def read_id(
         return custom_id, []
     custom_id = custom_id or generated(user_id, operation)
     finding = InvalidSpanArgumentError(
-        f"{what} is no text with at least one character; the trace is {shown(custom_id)}. "
+        f"{what} is no text with at least one character; the trace is {quoted(custom_id)}. "
         "Use a string."
     )
     return custom_id, [finding]
@@ -92,13 +92,13 @@ def client_request_id(custom_id: str) -> str:
     return custom_id if is_short else trace_id_for(custom_id)
 
 
-def shown(custom_id: Any) -> str:
+def quoted(custom_id: Any) -> str:
     return repr(clean_text(custom_id, 100))
 
 
 def duplicate(custom_id: str, instead: str) -> DuplicateTraceIdError:
     return DuplicateTraceIdError(
-        f"The custom trace id {shown(custom_id)} is in use by another trace, open or stored; "
+        f"The custom trace id {quoted(custom_id)} is in use by another trace, open or stored; "
         f"{instead}. Use an id for one trace only.",
         span_name=clean_text(custom_id),
         trace_id=trace_id_for(custom_id),
@@ -107,7 +107,7 @@ def duplicate(custom_id: str, instead: str) -> DuplicateTraceIdError:
 
 def not_to_choose(given: list[str], custom_id: str) -> InvalidSpanArgumentError:
     return InvalidSpanArgumentError(
-        f"{', '.join(given)} of the custom trace {shown(custom_id)} cannot be chosen: its id "
+        f"{', '.join(given)} of the custom trace {quoted(custom_id)} cannot be chosen: its id "
         "decides. Recorded as attributes. Use traced_span() for a span of your choice, or pass "
         "attributes={...}.",
         span_name=clean_text(custom_id),
@@ -116,7 +116,7 @@ def not_to_choose(given: list[str], custom_id: str) -> InvalidSpanArgumentError:
 
 def unknown(custom_trace_id: Any) -> UnknownSpanError:
     return UnknownSpanError(
-        f"This manager has no open trace with the custom id {shown(custom_trace_id)}: it has "
+        f"This manager has no open trace with the custom id {quoted(custom_trace_id)}: it has "
         "ended, or was not started here. Nothing was done. End each trace once, by the id in its "
         f"attribute {CUSTOM_TRACE_ID!r}.",
         span_name=clean_text(custom_trace_id),

@@ -28,9 +28,9 @@ def elsewhere(client: Any, span_name: str) -> InvalidSpanArgumentError | None:
     if is_same_store(wanted, target):
         return None
     return InvalidSpanArgumentError(
-        f"The client of span {span_name!r} was made for {_shown(wanted)}, but MLflow sends every "
-        f"trace to the global tracking URI, {_shown(target)}. Call mlflow.set_tracking_uri() with "
-        "the client's URI before the first trace.",
+        f"The client of span {span_name!r} was made for {_without_secrets(wanted)}, but MLflow "
+        f"sends every trace to the global tracking URI, {_without_secrets(target)}. Call "
+        "mlflow.set_tracking_uri() with the client's URI before the first trace.",
         span_name=span_name,
     )
 
@@ -60,7 +60,7 @@ def _place(uri: str) -> tuple[Any, ...]:
     return scheme, host, parts.port or _PORTS.get(scheme), parts.path.rstrip("/")
 
 
-def _shown(uri: str) -> str:
+def _without_secrets(uri: str) -> str:
     """Return a URI without user, password and query: they may be secrets."""
     try:
         parts = urlsplit(uri)

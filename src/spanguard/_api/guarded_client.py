@@ -160,7 +160,7 @@ class GuardedClient(_ClientProxy):
 
     def _self_hold(self, handle: SpanHandle, asked: Any, *, starts_trace: bool) -> LiveSpan:
         if starting.is_noop(handle.live):
-            self._self_home.gave_nothing = True
+            self._self_home.has_failed_start = True
             return handle.proxy  # type: ignore[return-value]
         with contained("holding an open span"):
             if self._self_ambient:

@@ -71,13 +71,13 @@ class Held:
 class Home:
     """What one guarded client has open, in the order it was opened, and how it ends spans."""
 
-    __slots__ = ("client", "gave_nothing", "open", "strict")
+    __slots__ = ("client", "has_failed_start", "open", "strict")
 
     def __init__(self, client: Any, strict: bool | None) -> None:
         self.client = client
         self.strict = strict
         self.open: dict[Any, Held] = {}
-        self.gave_nothing = False  # whether a start failed: its span is one without an id
+        self.has_failed_start = False  # whether a start failed: its span is one without an id
 
     def hold(self, handle: SpanHandle, asked_trace_id: Any, *, starts_trace: bool) -> Held:
         """Hold a span until it ends, so that its ids lead to it."""
@@ -174,7 +174,7 @@ def find_span(home: Home, trace_id: Any, span_id: Any) -> Found:
     if held is not None:
         finding = None if held.is_in(trace_id) else _elsewhere(held.handle, trace_id)
         return Found(held.handle, finding)
-    if _records_nothing(trace_id) or (span_id is None and home.gave_nothing):
+    if _records_nothing(trace_id) or (span_id is None and home.has_failed_start):
         return Found()
     if type(span_id) is not str:
         return Found(finding=_unknown("span", span_id))
@@ -294,12 +294,12 @@ def _take_over(home: Home, span: Any) -> Found:
 # -- what is wrong with ids --------------------------------------------------------------------
 
 
-def _shown(given: Any) -> str:
+def _id_text(given: Any) -> str:
     return clean_text(given if is_a(given, str) else safe_repr(given), 100)
 
 
 def _unknown(kind: str, given: Any) -> UnknownSpanError:
-    shown = _shown(given)
+    shown = _id_text(given)
     return UnknownSpanError(
         f"There is no open {kind} with the id {shown} in this process; nothing was ended. Pass "
         f"the {kind}_id of the span that start_trace() or start_span() returned.",
@@ -312,7 +312,7 @@ def _elsewhere(handle: SpanHandle, trace_id: Any) -> UnknownSpanError:
     live = handle.live
     return UnknownSpanError(
         f"Span {handle.name!r} ({live.span_id}) is in trace {live.trace_id}, not in trace "
-        f"{_shown(trace_id)}; it was ended all the same. Pass the two ids of one span.",
+        f"{_id_text(trace_id)}; it was ended all the same. Pass the two ids of one span.",
         span_name=handle.name,
         span_id=live.span_id,
         trace_id=live.trace_id,
@@ -321,7 +321,7 @@ def _elsewhere(handle: SpanHandle, trace_id: Any) -> UnknownSpanError:
 
 def _not_ours(trace_id: str, root: Any) -> UnknownSpanError:
     return UnknownSpanError(
-        f"No start_trace() is open in trace {_shown(trace_id)}: its root {root.name!r} "
+        f"No start_trace() is open in trace {_id_text(trace_id)}: its root {root.name!r} "
         f"({root.span_id}) belongs to a block or a manager, which ends it. Nothing was ended. "
         "Call end_trace() once for each start_trace().",
         span_name=root.name,

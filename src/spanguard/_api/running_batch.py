@@ -17,7 +17,7 @@ __all__ = ["Batch"]
 
 
 class Batch:
-    """Pulls items, keeps a bounded number of them in flight, and takes down what they ended as."""
+    """Pulls items, keeps a bounded number of them in flight, and notes what they ended as."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Batch:
         future.add_done_callback(self._done.put)
 
     def _take(self, *, wait: bool) -> bool:
-        """Take down one item that is done. False if there is none, or none yet."""
+        """Note one item that is done. False if there is none, or none yet."""
         if not self._pending:
             return False
         try:
@@ -133,7 +133,7 @@ class Batch:
         self._settle(ItemOutcome(index, ended.result, error, error is None or expected))
 
     def _lose(self, index: int, name: str, item: Any, error: BaseException) -> None:
-        """Take down an item that the engine failed on: what its worker recorded is lost."""
+        """Note an item that the engine failed on: what its worker recorded is lost."""
         if isinstance(error, BrokenExecutor):
             self.broken = self.broken or error
         self._record_loss(index, name, item, error)

@@ -184,7 +184,7 @@ def current_limits() -> Limits:
     return _limits
 
 
-def _shown(value: Any) -> str:
+def _number_or_type(value: Any) -> str:
     """Return a number, to be shown; of anything else its type: it may have no text."""
     number = number_of(value)
     is_short = number is not None and -1e15 < number < 1e15
@@ -226,15 +226,19 @@ def limits(
         if cap is not None:
             size = whole_number_of(cap)
             if size is None or size < 1:
-                raise ValueError(f"{name} must be a positive whole number, not {_shown(cap)}")
+                raise ValueError(
+                    f"{name} must be a positive whole number, not {_number_or_type(cap)}"
+                )
             changes[name] = size
     if changes.get("attributes", 0) > MAX_ATTRIBUTES:
-        raise ValueError(f"attributes must be at most {MAX_ATTRIBUTES}, not {_shown(attributes)}")
+        raise ValueError(
+            f"attributes must be at most {MAX_ATTRIBUTES}, not {_number_or_type(attributes)}"
+        )
     for name, time in (("exit_seconds", exit_seconds), ("outlive_seconds", outlive_seconds)):
         if time is not None:
             seconds = number_of(time)
             if seconds is None or not seconds >= 0:
-                raise ValueError(f"{name} must be a number of seconds, not {_shown(time)}")
+                raise ValueError(f"{name} must be a number of seconds, not {_number_or_type(time)}")
             changes[name] = min(seconds, LONGEST_WAIT)
     setting = LimitsSetting(changes)
     setting.called_from(sys._getframe(1))

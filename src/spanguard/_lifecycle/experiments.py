@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from spanguard._base.values import text_of
-from spanguard._mlflow import destination, store, test_recording
+from spanguard._mlflow import destination, recording, store
 from spanguard._record.text import clean_text
 from spanguard.exceptions import InvalidSpanArgumentError
 
@@ -28,7 +28,7 @@ def read(
     given = text_of(experiment_id)
     if not given:
         return None, _unknown(experiment_id, span_name)
-    if test_recording.is_recording():  # a test without a store
+    if recording.is_recording():  # a test without a store
         return given, None
     key = (destination.tracking_uri(), given)
     found = _known.get(key)

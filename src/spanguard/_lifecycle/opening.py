@@ -247,7 +247,7 @@ def _start_root(request: SpanRequest, attributes: dict[str, Any]) -> Any:
 def _start_of_client(request: SpanRequest, name: str) -> Any:
     """Return the given client's method; where it has none, it is no client, and that is told.
 
-    Asked for here only, where it is called: a double may take down what it is asked for.
+    Asked for here only, where it is called: a double may write down what it is asked for.
     """
     if request.client is None:
         return None

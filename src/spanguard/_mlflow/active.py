@@ -117,7 +117,7 @@ class ActiveState:
 
 
 def active_state() -> ActiveState:
-    """Take down what is active here."""
+    """Write down what is active here."""
     return ActiveState()
 
 

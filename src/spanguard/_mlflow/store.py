@@ -13,7 +13,7 @@ from mlflow.entities import Trace
 from mlflow.tracking import MlflowClient
 
 from spanguard._base.findings import internal_error, logger
-from spanguard._mlflow import destination, test_recording
+from spanguard._mlflow import destination, recording
 
 __all__ = ["ask", "find_by_tag", "get_trace", "read"]
 
@@ -35,7 +35,7 @@ def ask(what: str, question: Callable[[], T]) -> T | None:
     While a question is still without an answer the same store is asked no other, and None comes
     back at once: a dead server costs one start in minutes the wait, and the process one thread.
     """
-    if test_recording.is_recording():  # a test without a store
+    if recording.is_recording():  # a test without a store
         return None
     uri = destination.tracking_uri()
     earlier = _unanswered.get(uri)

@@ -24,10 +24,10 @@ from spanguard._mlflow.queue import widen_export_queues
 from spanguard._mlflow.seam_check import look_once
 from spanguard._mlflow.starting import let_children_follow
 
-__all__ = ["follow", "stand_in_for_initialize", "watch"]
+__all__ = ["follow", "stand_in_for_initialize", "add_processor"]
 
 
-def watch(processor: SpanProcessor) -> bool:
+def add_processor(processor: SpanProcessor) -> bool:
     """Add our processor to MLflow's provider if it is not there yet. True when newly added.
 
     MLflow replaces its provider on `set_experiment`, `set_destination`, `enable`: so this is

@@ -17,7 +17,7 @@ from spanguard._process import listening, orphans
 from spanguard._process.flush import bounded, has_arrived, is_handed_over, what_is_lost
 from spanguard._process.reports import close_all
 
-__all__ = ["hand_over", "is_behind", "is_there_before_threads_are_joined", "listen"]
+__all__ = ["hand_over", "is_behind", "is_registered_before_joins", "listen"]
 
 
 # Whether the store did not keep up when it was last waited for.
@@ -40,7 +40,7 @@ def hand_over(seconds: float) -> None:
 
 def listen() -> None:
     """Hear of every span from here on, and be there when the process ends."""
-    if listening.watch():
+    if listening.listen():
         # Anew for each provider: the hook that is registered last runs first, and MLflow's
         # own, which waits for its queue, must come after the spans are closed.
         atexit.unregister(_at_exit)
@@ -48,22 +48,22 @@ def listen() -> None:
         swallowed.hear_of_swallowed(hold_back_the_users)
         with contained("starting MLflow's export threads"):
             queue.start_export_threads()
-        _be_there_before_threads_are_joined()
-        _be_there_in_a_multiprocessing_child()
-        _be_there_in_a_billiard_child()
-        _be_there_when_a_thread_fails()
+        _register_before_threads_are_joined()
+        _register_in_multiprocessing_child()
+        _register_in_billiard_child()
+        _register_for_failing_threads()
 
 
-is_there_before_threads_are_joined = False
+is_registered_before_joins = False
 
 
-def _be_there_before_threads_are_joined() -> None:
-    global is_there_before_threads_are_joined
+def _register_before_threads_are_joined() -> None:
+    global is_registered_before_joins
     # Private in threading, and used by concurrent.futures itself; without it the exit waits
     # for a dead server as long as MLflow retries.
     register = getattr(threading, "_register_atexit", None)
-    if register is not None and not is_there_before_threads_are_joined:
-        is_there_before_threads_are_joined = True
+    if register is not None and not is_registered_before_joins:
+        is_registered_before_joins = True
         try:
             register(_before_threads_are_joined)
         except RuntimeError:  # the main thread has ended: that moment has passed (test_exit.py)
@@ -75,7 +75,7 @@ def _before_threads_are_joined() -> None:
         queue.do_not_join_workers()
 
 
-def _be_there_in_a_multiprocessing_child() -> None:
+def _register_in_multiprocessing_child() -> None:
     # A child of multiprocessing leaves by os._exit, past every atexit hook.
     module = sys.modules.get("multiprocessing.process")
     if module is not None and module.parent_process() is not None:
@@ -84,7 +84,7 @@ def _be_there_in_a_multiprocessing_child() -> None:
         Finalize(None, _at_exit, exitpriority=-100)
 
 
-def _be_there_in_a_billiard_child() -> None:
+def _register_in_billiard_child() -> None:
     # Celery's own multiprocessing. What its pool forks leaves by os._exit past the finalizers
     # too, when it has done its number of tasks; but it tells before it does (test_exit.py).
     module = sys.modules.get("billiard.process")
@@ -117,7 +117,7 @@ class _AfterAll:
 _threads_hook_before: Callable[[Any], object] | None = None
 
 
-def _be_there_when_a_thread_fails() -> None:
+def _register_for_failing_threads() -> None:
     global _threads_hook_before
     if _threads_hook_before is None:
         _threads_hook_before = threading.excepthook

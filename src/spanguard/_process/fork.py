@@ -38,7 +38,7 @@ def go_on_in_parent() -> None:
 def start_afresh_in_child() -> None:
     """In a forked child: the parent's spans are the parent's to end and to store."""
     flush.handing_over = HandingOver()
-    exit.is_behind = exit.is_there_before_threads_are_joined = False
+    exit.is_behind = exit.is_registered_before_joins = False
     with contained("forgetting the parent's spans in a forked child"):
         outliving.forget_waiting()
         listening.forget_all()

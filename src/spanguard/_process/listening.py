@@ -32,7 +32,7 @@ from spanguard._process.registry import (
 from spanguard._record import writing
 from spanguard.exceptions import OrphanedSpanError, TraceLostError
 
-__all__ = ["follow", "forget_all", "has_just_ended", "hear_of", "heard", "is_open_trace", "watch"]
+__all__ = ["follow", "forget_all", "has_just_ended", "hear_of", "heard", "is_open_trace", "listen"]
 
 
 # OpenTelemetry trace ids. Of the roots that ended last: more than MLflow's export queue (1000
@@ -168,9 +168,9 @@ def _keep_open_traces(root: Entry) -> None:
         settle([finding], strict=False, raised=None, site=root.site)
 
 
-def watch() -> bool:
+def listen() -> bool:
     """Make sure that we hear of what is opened from here on. True when that is new."""
-    if not watching.watch(watcher):
+    if not watching.add_processor(watcher):
         return False
     # MLflow has stored what had ended before it replaced its provider.
     _ended_traces.clear()

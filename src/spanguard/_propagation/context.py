@@ -171,7 +171,7 @@ def _text(value: Any) -> str:
 
 
 def capture() -> TraceContext:
-    """Take down the ambient span, the destination of traces and strictness, to use elsewhere.
+    """Capture the ambient span, the destination of traces and strictness, to use elsewhere.
 
     The value pickles, and holds nothing but strings. Never raises; without an ambient span it is
     empty (falsy) and still takes along where traces go.

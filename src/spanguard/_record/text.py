@@ -47,7 +47,7 @@ def cut(text: str, limit: int) -> str:
     return f"{text[:limit]}[spanguard: {len(text) - limit} characters cut]"
 
 
-def _shown(render: Callable[[Any], str], value: Any) -> str:
+def _rendered(render: Callable[[Any], str], value: Any) -> str:
     try:
         text = render(value)
         return str.__str__(text)
@@ -60,12 +60,12 @@ def _shown(render: Callable[[Any], str], value: Any) -> str:
 def _as_text(value: Any) -> str:
     """Return a string itself, of anything else its text."""
     text = text_of(value)
-    return _shown(str, value) if text is None else text
+    return _rendered(str, value) if text is None else text
 
 
 def safe_repr(value: Any) -> str:
     """Return `repr(value)`, or what there is to say when that raises."""
-    return _shown(repr, value)
+    return _rendered(repr, value)
 
 
 def clean_text(value: Any, limit: int = MAX_NAME_CHARS) -> str:

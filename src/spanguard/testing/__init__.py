@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from spanguard._base import findings
-from spanguard._mlflow import test_recording
+from spanguard._mlflow import recording
 from spanguard.testing._leaks import SpansLeftOpenError, checked
 from spanguard.testing._recorded import Filling, RecordedSpan, RecordedSpans
 
@@ -65,12 +65,12 @@ def record_spans() -> Iterator[RecordedSpans]:
     """
     spans = RecordedSpans()
     filling = Filling(spans)
-    test_recording.start_recording(filling)
+    recording.start_recording(filling)
     try:
         with findings.afresh(), checked("the end of the recording", strict=None):
             yield spans
     finally:
-        test_recording.stop_recording(filling)
+        recording.stop_recording(filling)
 
 
 def forget_warnings() -> None:
