@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from spanguard._base.open_span import OpenSpan
 from spanguard._base.site import Site
@@ -108,7 +108,7 @@ class SpanguardError(Exception):
         self.span_id = span_id
         self.trace_id = trace_id
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         # A worker's error goes back to who waits for its work; the site is code, and stays.
         state = {name: value for name, value in self.__dict__.items() if name != "site"}
         return type(self), self.args, state

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from spanguard._api.batch_job import Job
 from spanguard._api.batch_result import BatchResult, R, T
@@ -124,7 +124,7 @@ def trace_batch(
     return batch.result()
 
 
-def _check(fn: Any, on_error: Any, max_in_flight: Any) -> None:
+def _check(fn: object, on_error: object, max_in_flight: object) -> None:
     if not callable(fn):
         raise TypeError(f"trace_batch() takes a callable, not a {kind_name(fn)}.")
     if _is_coroutine_function(fn):
@@ -143,7 +143,7 @@ def _check(fn: Any, on_error: Any, max_in_flight: Any) -> None:
         raise ValueError(f"max_in_flight must be a positive whole number, not {given}")
 
 
-def _is_coroutine_function(fn: Any) -> bool:
+def _is_coroutine_function(fn: object) -> bool:
     try:
         return inspect.iscoroutinefunction(fn)
     except BaseException as error:
@@ -169,15 +169,17 @@ def _default_in_flight(executor: Executor | None) -> int:
     return IN_FLIGHT_UNKNOWN
 
 
-def _namer(item_name: Any, fn: Any, strict: bool | None) -> Callable[[Any], str]:
+def _namer(
+    item_name: str | Callable[[Any], str] | None, fn: object, strict: bool | None
+) -> Callable[[Any], str]:
     default = clean_text(text_of(attribute_of(fn, "__name__")) or "item")
     if not callable(item_name):
         fixed = default if item_name is None else item_name
         return lambda item: fixed
 
-    def named(item: Any) -> str:
+    def named(item: object) -> str:
         try:
-            return cast("str", item_name(item))
+            return item_name(item)
         except BaseException as error:
             if is_the_users(error):
                 raise

@@ -30,8 +30,8 @@ class Job:
 
     def __init__(
         self,
-        function: Callable[[Any], Any],
-        expected: Any,
+        function: Callable[[Any], object],
+        expected: tuple[type[BaseException], ...],
         strict: bool | None,
         has_crossed: bool = False,
     ) -> None:
@@ -40,10 +40,10 @@ class Job:
         self.strict = strict
         self.has_crossed = has_crossed
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         return Job, (self.function, self.expected, self.strict, True)
 
-    def __call__(self, index: int, name: str, item: Any) -> Ended:
+    def __call__(self, index: int, name: str, item: object) -> Ended:
         try:
             block = traced_span(
                 name,
@@ -76,7 +76,7 @@ def _crossing(error: BaseException) -> Ended:
     return Ended(None, error, trace)
 
 
-def record_loss(index: int, name: str, item: Any, error: BaseException) -> None:
+def record_loss(index: int, name: str, item: object, error: BaseException) -> None:
     """Record an item that its engine failed on, in its stead."""
     with contained("recording an item that was lost"):
         request = SpanRequest((name,), inputs=item, attributes={"item_id": index})

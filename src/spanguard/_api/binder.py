@@ -7,6 +7,8 @@ from collections.abc import Collection
 from types import FunctionType
 from typing import Any
 
+from spanguard._api.call_plan import Args, Kwargs
+
 __all__ = ["Binder"]
 
 
@@ -31,7 +33,7 @@ class Binder:
     __slots__ = ("_by_word", "_defaults", "_kept", "_names", "_rest", "_self_first", "_words")
 
     def __init__(
-        self, function: Any, kept: bool | Collection[str] = True, takes_self: bool | None = None
+        self, function: object, kept: bool | Collection[str] = True, takes_self: bool | None = None
     ) -> None:
         self._kept = kept if isinstance(kept, bool) else frozenset(kept)
         parameters = _parameters(function)
@@ -57,9 +59,7 @@ class Binder:
         known = {*self._names, *self._by_word, self._rest, self._words}
         return sorted(name for name in self._kept if name not in known)
 
-    def bind(
-        self, owner: type | None, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> dict[str, Any]:
+    def bind(self, owner: type | None, args: Args, kwargs: Kwargs) -> dict[str, Any]:
         """Return the arguments by parameter name, without self or cls.
 
         Args:
@@ -87,7 +87,7 @@ class Binder:
             bound = {name: value for name, value in bound.items() if name in kept}
         return bound
 
-    def _has_self(self, owner: type | None, first: Any) -> bool:
+    def _has_self(self, owner: type | None, first: object) -> bool:
         if self._self_first is None:
             # By its type alone: an object's own __class__ may raise, or say what it likes.
             return owner is not None and owner in type(first).__mro__

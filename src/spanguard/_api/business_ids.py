@@ -121,7 +121,7 @@ class CustomTraceManager(ActiveTraces):
             settle(findings, strict=self._strict, raised=None, site=user_site(2))
         return custom_id
 
-    def _generate(self, user_id: Any, operation: Any) -> tuple[str, list[SpanguardError]]:
+    def _generate(self, user_id: object, operation: object) -> tuple[str, list[SpanguardError]]:
         if self._id_factory is None:
             return generated(user_id, operation), []
         try:
@@ -227,7 +227,7 @@ class CustomTraceManager(ActiveTraces):
         return CustomTraceBlock(self, (user_id, operation, custom_trace_id, attributes))
 
     def _start(
-        self, user_id: Any, operation: Any, given: Any, attributes: dict[str, Any]
+        self, user_id: object, operation: object, given: object, attributes: dict[str, object]
     ) -> tuple[str, SpanHandle]:
         """Start a trace under the wanted id, or one with a suffix; not active yet."""
         if given is None:
@@ -249,7 +249,7 @@ class CustomTraceManager(ActiveTraces):
         return custom_id, self._open(custom_id, request)
 
     def _request(
-        self, user_id: Any, operation: Any, given: dict[str, Any], custom_id: str
+        self, user_id: object, operation: object, given: dict[str, object], custom_id: str
     ) -> SpanRequest:
         more = {key: value for key, value in given.items() if key not in _OF_A_SPAN}
         asked = {key: given[key] for key in _OF_A_SPAN if given.get(key) is not None}
@@ -298,9 +298,11 @@ class CustomTraceBlock(Block[LiveSpan]):
 
     __slots__ = ("_asked", "_manager", "_started")
 
-    def __init__(self, manager: CustomTraceManager, asked: tuple[Any, Any, Any, Any]) -> None:
+    def __init__(
+        self, manager: CustomTraceManager, asked: tuple[object, object, object, dict[str, object]]
+    ) -> None:
         self._manager = manager
-        self._asked: tuple[Any, Any, Any, Any] | None = asked
+        self._asked: tuple[object, object, object, dict[str, object]] | None = asked
         self._started: tuple[str, SpanHandle] | None = None
 
     def __enter__(self) -> LiveSpan:

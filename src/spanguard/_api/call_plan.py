@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-import wrapt
+__all__ = ["ANNOTATIONS", "Args", "CallPlan", "Caller", "Kwargs", "LruCache", "Wrapped"]
 
-if TYPE_CHECKING:
-    _FunctionWrapper = wrapt.FunctionWrapper[Any, Any]
-    _CallableProxy = wrapt.CallableObjectProxy[Any]
-    _ObjectProxy = wrapt.BaseObjectProxy[Any]
-else:
-    _FunctionWrapper = wrapt.FunctionWrapper
-    _CallableProxy = wrapt.CallableObjectProxy
-    _ObjectProxy = wrapt.BaseObjectProxy
-if TYPE_CHECKING:
 
-    class _Wrapping:
-        __wrapped__: Any
-        __qualname__: str
-        _self_plan: CallPlan
-
-        def __init__(self, plan: CallPlan) -> None: ...
-
-else:
-    _Wrapping = object  # annotations in a class here would be taken for the callable's own
-
-__all__ = ["ANNOTATIONS", "CallPlan", "LruCache"]
-
+Wrapped = Callable[..., Any]
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+Caller = Callable[[Wrapped, object, Args, Kwargs], Any]
+"""What makes a call: of what is called, anything, and the arguments."""
 
 LruCache = type(functools.lru_cache(lambda: None))
 
@@ -49,16 +33,16 @@ class CallPlan(Protocol):
     def named_in(self, owner: type, name: str) -> None:
         """Take note of the class that the function is in, and what it is called there."""
 
-    def caller(self) -> Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], Any]:
-        """Return what makes a call: of (what is called, anything, args, kwargs)."""
+    def caller(self) -> Caller:
+        """Return what makes a call."""
         ...
 
-    def of(self, function: Any) -> CallPlan:
+    def of(self, function: object) -> CallPlan:
         """Return the same plan for another function."""
         ...
 
 
-def _set_annotations(traced: Any, value: Any) -> None:
+def _set_annotations(traced: Any, value: object) -> None:
     traced.__wrapped__.__annotations__ = value
 
 

@@ -11,29 +11,8 @@ import inspect
 import types
 from collections.abc import Callable
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import wrapt
-
-if TYPE_CHECKING:
-    _FunctionWrapper = wrapt.FunctionWrapper[Any, Any]
-    _CallableProxy = wrapt.CallableObjectProxy[Any]
-    _ObjectProxy = wrapt.BaseObjectProxy[Any]
-else:
-    _FunctionWrapper = wrapt.FunctionWrapper
-    _CallableProxy = wrapt.CallableObjectProxy
-    _ObjectProxy = wrapt.BaseObjectProxy
-if TYPE_CHECKING:
-
-    class _Wrapping:
-        __wrapped__: Any
-        __qualname__: str
-        _self_plan: CallPlan
-
-        def __init__(self, plan: CallPlan) -> None: ...
-
-else:
-    _Wrapping = object  # annotations in a class here would be taken for the callable's own
 from spanguard._api.call_plan import CallPlan
 from spanguard._api.traced_objects import (
     Traced,
@@ -64,7 +43,7 @@ def name_of(function: Any) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def kind_of(function: Any) -> str:
+def kind_of(function: object) -> str:
     """Tell what a call gives back. An object counts by its `__call__`."""
     candidates = [function]
     if not inspect.isroutine(function) and not isinstance(function, functools.partial):
@@ -81,7 +60,7 @@ def kind_of(function: Any) -> str:
     return "call"
 
 
-def _is_generator_coroutine(function: Any) -> bool:
+def _is_generator_coroutine(function: object) -> bool:
     """Tell whether it is a generator function that `types.coroutine` made awaitable."""
     while isinstance(function, functools.partial):
         function = function.func
@@ -125,7 +104,7 @@ def trace_callable(function: Any, plan: Callable[..., CallPlan]) -> Any:
     return _traced_within(function, plan)
 
 
-def _remade(descriptor: Any, kind: Any, function: Any, traced: Any, *rest: Any) -> Any:
+def _remade(descriptor: object, kind: Any, function: object, traced: object, *rest: Any) -> object:
     """Return a descriptor of the same class with another function in it.
 
     What a subclass takes to be made is its own affair: it is made as its base class would be.
@@ -141,7 +120,7 @@ def _remade(descriptor: Any, kind: Any, function: Any, traced: Any, *rest: Any) 
 _COPIED_BY_PYTHON = frozenset(functools.WRAPPER_ASSIGNMENTS) | {"__wrapped__"}
 
 
-def _state(descriptor: Any) -> dict[str, Any]:
+def _state(descriptor: object) -> dict[str, object]:
     """Return the attributes of an object's own, in its dict and in slots."""
     state = {}
     for kind in type(descriptor).__mro__:
@@ -153,7 +132,7 @@ def _state(descriptor: Any) -> dict[str, Any]:
     return {**state, **getattr(descriptor, "__dict__", {})}
 
 
-def _traced_within(descriptor: Any, plan: Callable[..., CallPlan]) -> Any:
+def _traced_within(descriptor: object, plan: Callable[..., CallPlan]) -> object:
     """Return a copy of a descriptor that is no callable, with the function it calls traced.
 
     `cached_property` (Python's, Django's), `partialmethod`, pydantic's and SQLAlchemy's own.
@@ -171,7 +150,7 @@ def _traced_within(descriptor: Any, plan: Callable[..., CallPlan]) -> Any:
     raise NotTraceable
 
 
-def _is_for_calling(value: Any) -> bool:
+def _is_for_calling(value: object) -> bool:
     return not isinstance(value, type) and (callable(value) or isinstance(value, _HOLDERS))
 
 
@@ -197,7 +176,7 @@ def trace_class(cls: type, plan: Callable[..., CallPlan]) -> None:
             traced._self_plan.owner = cls
 
 
-def _is_method(member: Any) -> bool:
+def _is_method(member: object) -> bool:
     """Tell whether a member of a class is a method that is not traced yet."""
     inner = getattr(member, "func", getattr(member, "__func__", member))
     if isinstance(inner, Traced) or isinstance(member, (type, functools.partial)):

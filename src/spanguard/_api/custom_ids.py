@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import uuid
 from datetime import datetime, timezone
-from typing import Any
 
 from mlflow.entities import Trace
 
@@ -63,7 +62,7 @@ def otel_trace_id(custom_id: str) -> str:
     return hashlib.sha256((_DOMAIN + custom_id).encode()).hexdigest()[:32]
 
 
-def generated(user_id: Any, operation: Any) -> str:
+def generated(user_id: object, operation: object) -> str:
     now = datetime.now(timezone.utc)
     return f"{whole_text(user_id)}_{whole_text(operation)}_{now:%Y%m%d%H%M%S}_{random_digits()}"
 
@@ -73,7 +72,7 @@ def random_digits() -> str:
 
 
 def read_id(
-    given: Any, what: str, user_id: Any, operation: Any
+    given: object, what: str, user_id: object, operation: object
 ) -> tuple[str, list[SpanguardError]]:
     """Read an id that a user has given; a generated one where there is nothing in it."""
     custom_id = whole_text(given) if given is not None else ""
@@ -92,7 +91,7 @@ def client_request_id(custom_id: str) -> str:
     return custom_id if is_short else trace_id_for(custom_id)
 
 
-def quoted(custom_id: Any) -> str:
+def quoted(custom_id: object) -> str:
     return repr(clean_text(custom_id, 100))
 
 
@@ -114,7 +113,7 @@ def not_to_choose(given: list[str], custom_id: str) -> InvalidSpanArgumentError:
     )
 
 
-def unknown(custom_trace_id: Any) -> UnknownSpanError:
+def unknown(custom_trace_id: str) -> UnknownSpanError:
     return UnknownSpanError(
         f"This manager has no open trace with the custom id {quoted(custom_trace_id)}: it has "
         "ended, or was not started here. Nothing was done. End each trace once, by the id in its "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
-from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import url2pathname
 
@@ -19,7 +18,7 @@ _PORTS = {"http": 80, "https": 443}
 _LOOPBACK = {"localhost": "127.0.0.1", "::1": "127.0.0.1"}
 
 
-def elsewhere(client: Any, span_name: str) -> InvalidSpanArgumentError | None:
+def elsewhere(client: object, span_name: str) -> InvalidSpanArgumentError | None:
     """Return a finding if the client was made for another store than traces go to."""
     wanted = text_of(attribute_of(client, "tracking_uri"))
     if wanted is None:  # a double
@@ -46,7 +45,7 @@ def is_same_store(one: str, other: str) -> bool:
         return False
 
 
-def _place(uri: str) -> tuple[Any, ...]:
+def _place(uri: str) -> tuple[object, ...]:
     parts = urlsplit(uri)
     scheme = parts.scheme.partition("+")[0]  # postgresql+psycopg2 is a way to postgresql
     if scheme in ("", "file") or len(scheme) == 1:  # one letter is a drive of Windows

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
+
+from opentelemetry.trace import Span as OtelSpan
 
 from spanguard._base.config import MAX_MESSAGE_CHARS
 from spanguard._base.interrupts import is_the_users
@@ -68,7 +70,7 @@ class Unwound(NamedTuple):
     findings: list[SpanguardError]
 
 
-def otel_span_of(handle: Any) -> Any:
+def otel_span_of(handle: object) -> OtelSpan | None:
     """Return the OpenTelemetry span under a handle, which may be anything at all."""
     try:
         return otel_span(handle)
@@ -78,7 +80,7 @@ def otel_span_of(handle: Any) -> Any:
         return None
 
 
-def as_exception(given: Any, span_name: str) -> tuple[Exception, InvalidSpanArgumentError]:
+def as_exception(given: object, span_name: str) -> tuple[Exception, InvalidSpanArgumentError]:
     return Exception(clean_text(given, MAX_MESSAGE_CHARS)), InvalidSpanArgumentError(
         f"error of span {span_name!r} is a {kind_name(given)}, no exception; its text was recorded "
         "as one. Pass the exception.",

@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import wrapt
 from mlflow.tracking import MlflowClient
 
-if TYPE_CHECKING:
-
-    class _ClientProxy(MlflowClient):
-        __wrapped__: MlflowClient
-
-        def __init__(self, wrapped: Any) -> None: ...
-else:
-    _ClientProxy = wrapt.BaseObjectProxy
 from spanguard._api.guarded_client import GuardedClient
 
 __all__ = ["guard"]

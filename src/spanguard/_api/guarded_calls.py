@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
-import wrapt
 from mlflow.tracking import MlflowClient
 
 from spanguard._base.values import attribute_of, is_a, text_of
@@ -13,25 +12,19 @@ from spanguard._lifecycle.proxy import SpanProxy
 from spanguard._lifecycle.request import SpanRequest
 from spanguard._mlflow import memory
 
-if TYPE_CHECKING:
-
-    class _ClientProxy(MlflowClient):
-        __wrapped__: MlflowClient
-
-        def __init__(self, wrapped: Any) -> None: ...
-else:
-    _ClientProxy = wrapt.BaseObjectProxy
-
 __all__ = ["GuardedSpan", "LateClient", "TraceRequest", "id_of", "starts_spans"]
 
 
-def starts_spans(client: Any) -> bool:
+T = TypeVar("T")
+
+
+def starts_spans(client: object) -> bool:
     """Tell whether a client is one, or a double of one."""
     starts = (attribute_of(client, name) for name in ("start_span", "start_trace"))
     return is_a(client, MlflowClient) or any(map(callable, starts))
 
 
-def id_of(given: Any) -> Any:
+def id_of(given: T) -> T | str:
     """Return an id; a string itself, as it may be known by its identity, of a subclass its text."""
     text = text_of(given)
     return given if text is None else text
@@ -55,16 +48,16 @@ class TraceRequest(SpanRequest):
 class GuardedSpan(SpanProxy):
     """A span through the safe proxy, under the trace id that tells which start_trace it is of."""
 
-    def __init__(self, handle: SpanHandle, trace_id: Any) -> None:
+    def __init__(self, handle: SpanHandle, trace_id: object) -> None:
         super().__init__(handle.live, handle)
         self._self_trace_id = trace_id
 
     @property
-    def trace_id(self) -> Any:
+    def trace_id(self) -> object:
         return self._self_trace_id
 
     @property
-    def request_id(self) -> Any:
+    def request_id(self) -> object:
         return self._self_trace_id
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     class _ClientProxy(MlflowClient):
         __wrapped__: MlflowClient
 
-        def __init__(self, wrapped: Any) -> None: ...
+        def __init__(self, wrapped: object) -> None: ...
 else:
     _ClientProxy = wrapt.BaseObjectProxy
 from spanguard._api.guarded_calls import GuardedSpan, LateClient, TraceRequest, id_of, starts_spans
@@ -158,7 +158,7 @@ class GuardedClient(_ClientProxy):
                 # Strict mode opens nothing: it has to refuse the next trace as well.
                 self._self_is_told_where = not is_strict(self._self_home.strict)
 
-    def _self_hold(self, handle: SpanHandle, asked: Any, *, starts_trace: bool) -> LiveSpan:
+    def _self_hold(self, handle: SpanHandle, asked: object, *, starts_trace: bool) -> LiveSpan:
         if starting.is_noop(handle.live):
             self._self_home.has_failed_start = True
             return handle.proxy  # type: ignore[return-value]
@@ -222,7 +222,9 @@ class GuardedClient(_ClientProxy):
             (outputs, attributes, status, end_time_ns),
         )
 
-    def _self_end(self, find: Callable[[], Found], last: tuple[Any, Any, Any, Any]) -> None:
+    def _self_end(
+        self, find: Callable[[], Found], last: tuple[object, object, object, object]
+    ) -> None:
         handle: SpanHandle | None = None
         findings: list[SpanguardError] = []
         with contained("ending a span by its ids"):
@@ -309,5 +311,5 @@ class GuardedClient(_ClientProxy):
             "process. Make one where it is used: guard()."
         )
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
         self.__reduce__()

@@ -21,6 +21,7 @@ from spanguard._lifecycle.handle import SpanHandle, handle_of
 from spanguard._lifecycle.request import SpanRequest
 from spanguard._mlflow import memory, names, spans
 from spanguard._mlflow.active import current_otel_span
+from spanguard._mlflow.shapes import Client, MlflowSpan
 from spanguard._process import listening, registry
 from spanguard._process.ambient import other_span
 from spanguard._process.strands import Strand
@@ -36,7 +37,7 @@ class Held:
     __slots__ = ("_asked_trace_id", "handle", "home", "strand", "trace_id")
 
     def __init__(
-        self, handle: SpanHandle, home: Home, asked_trace_id: Any, strand: Strand | None
+        self, handle: SpanHandle, home: Home, asked_trace_id: object, strand: Strand | None
     ) -> None:
         self.handle = handle
         self.home = home
@@ -46,7 +47,7 @@ class Held:
         if strand is not None:
             self.trace_id = _another(self.trace_id)
 
-    def is_in(self, trace_id: Any) -> bool:
+    def is_in(self, trace_id: object) -> bool:
         """Tell whether the span is in a trace, or was asked for there."""
         return (
             trace_id is None
@@ -62,7 +63,7 @@ class Held:
             _remember(self)
             ambient = self.handle.ambient
             if ambient is not None:
-                active: Any = current_otel_span()
+                active: object = current_otel_span()
                 if active is ambient.stand_in:  # else another one is on top
                     self.handle.deactivate()
                 ambient.stand_in.fall_back()  # the entry knows that of a block around it only
@@ -73,13 +74,13 @@ class Home:
 
     __slots__ = ("client", "has_failed_start", "open", "strict")
 
-    def __init__(self, client: Any, strict: bool | None) -> None:
+    def __init__(self, client: Client | None, strict: bool | None) -> None:
         self.client = client
         self.strict = strict
-        self.open: dict[Any, Held] = {}
+        self.open: dict[str, Held] = {}
         self.has_failed_start = False  # whether a start failed: its span is one without an id
 
-    def hold(self, handle: SpanHandle, asked_trace_id: Any, *, starts_trace: bool) -> Held:
+    def hold(self, handle: SpanHandle, asked_trace_id: object, *, starts_trace: bool) -> Held:
         """Hold a span until it ends, so that its ids lead to it."""
         held = Held(handle, self, asked_trace_id, Strand() if starts_trace else None)
         self.open[handle.live.span_id] = held
@@ -109,12 +110,12 @@ class Home:
 _started: dict[int, Held] = {}
 
 
-def _another(text: Any) -> Any:
+def _another(text: str) -> str:
     """Return an equal string that is an object of its own."""
     return text.encode("utf-8", "replace").decode() if type(text) is str else text
 
 
-def is_given_out(trace_id: Any) -> bool:
+def is_given_out(trace_id: object) -> bool:
     """Tell whether this very object is the id of a start_trace whose span is open."""
     return id(trace_id) in _started
 
@@ -123,8 +124,8 @@ class _Ended(NamedTuple):
     """What is remembered of an ended span: enough to tell a double end from an unknown id."""
 
     name: str
-    span_id: Any
-    trace_id: Any
+    span_id: str
+    trace_id: str
     orphaned_by: str | None
 
     def finding(self, strict: bool | None) -> SpanguardError | None:
@@ -134,7 +135,7 @@ class _Ended(NamedTuple):
 
 
 _MAX_REMEMBERED = 10_000
-_ended: OrderedDict[Any, _Ended] = OrderedDict()  # a dict is slow to drop its oldest
+_ended: OrderedDict[object, _Ended] = OrderedDict()  # a dict is slow to drop its oldest
 
 
 def _remember(held: Held) -> None:
@@ -161,14 +162,14 @@ class Found(NamedTuple):
     finding: SpanguardError | None = None
 
 
-def find_parent(home: Home, trace_id: Any, parent_id: Any) -> SpanHandle | None:
+def find_parent(home: Home, trace_id: object, parent_id: object) -> SpanHandle | None:
     """Return the parent if a guarded client opened it, and it is open, in the trace asked for."""
     held = _held(home, parent_id)
     fits = held is not None and held.handle.is_open and held.is_in(trace_id)
     return held.handle if held is not None and fits else None
 
 
-def find_span(home: Home, trace_id: Any, span_id: Any) -> Found:
+def find_span(home: Home, trace_id: object, span_id: object) -> Found:
     """Find the span to end by `end_span`, whichever API opened it."""
     held = _held(home, span_id)
     if held is not None:
@@ -190,7 +191,7 @@ def find_span(home: Home, trace_id: Any, span_id: Any) -> Found:
     return found
 
 
-def find_trace(home: Home, trace_id: Any) -> Found:
+def find_trace(home: Home, trace_id: object) -> Found:
     """Find the span to end by `end_trace`: a root, or a child that `start_trace` opened."""
     found = _find_given_out(home, trace_id)
     if found is not None:
@@ -208,7 +209,7 @@ def find_trace(home: Home, trace_id: Any) -> Found:
     return _find_root(home, trace_id)
 
 
-def _find_given_out(home: Home, trace_id: Any) -> Found | None:
+def _find_given_out(home: Home, trace_id: object) -> Found | None:
     """Find what start_trace gave this very object out for."""
     held = _started.get(id(trace_id))
     if held is not None:
@@ -229,7 +230,7 @@ def _find_root(home: Home, trace_id: str) -> Found:
     return _take_over(home, root)
 
 
-def _records_nothing(trace_id: Any) -> bool:
+def _records_nothing(trace_id: object) -> bool:
     """Tell whether an id is that of every span that started while tracing was off."""
     return type(trace_id) is str and trace_id == names.NOOP_TRACE_ID
 
@@ -248,7 +249,7 @@ def _held(home: Home, span_id: Any) -> Held | None:
     return held
 
 
-def _span_in_memory(trace_id: Any, span_id: str) -> Any:
+def _span_in_memory(trace_id: object, span_id: str) -> MlflowSpan | None:
     entry = registry.entry_by_id(span_id)
     if entry is not None:
         return entry.mlflow_span()
@@ -263,7 +264,7 @@ def _innermost(home: Home, trace_id: str) -> Held | None:
     return max(found, key=lambda held: (held.strand == here, held.home is home), default=None)
 
 
-def _is_of_a_block(root: Any) -> bool:
+def _is_of_a_block(root: MlflowSpan) -> bool:
     """Tell whether a root is one that a block or a manager holds, and will end."""
     otel = spans.otel_span(root)
     entry = registry.entry_of(otel)
@@ -273,7 +274,7 @@ def _is_of_a_block(root: Any) -> bool:
     return otel is not None and active.trace_id == otel.get_span_context().trace_id
 
 
-def _take_over(home: Home, span: Any) -> Found:
+def _take_over(home: Home, span: MlflowSpan) -> Found:
     """Return a span of another API as one of ours, to end it as ours end."""
     if span.end_time_ns is not None:
         finding = already_ended_finding(span.name, span.span_id, span.trace_id, None)
@@ -294,11 +295,11 @@ def _take_over(home: Home, span: Any) -> Found:
 # -- what is wrong with ids --------------------------------------------------------------------
 
 
-def _id_text(given: Any) -> str:
+def _id_text(given: object) -> str:
     return clean_text(given if is_a(given, str) else safe_repr(given), 100)
 
 
-def _unknown(kind: str, given: Any) -> UnknownSpanError:
+def _unknown(kind: str, given: object) -> UnknownSpanError:
     shown = _id_text(given)
     return UnknownSpanError(
         f"There is no open {kind} with the id {shown} in this process; nothing was ended. Pass "
@@ -308,7 +309,7 @@ def _unknown(kind: str, given: Any) -> UnknownSpanError:
     )
 
 
-def _elsewhere(handle: SpanHandle, trace_id: Any) -> UnknownSpanError:
+def _elsewhere(handle: SpanHandle, trace_id: object) -> UnknownSpanError:
     live = handle.live
     return UnknownSpanError(
         f"Span {handle.name!r} ({live.span_id}) is in trace {live.trace_id}, not in trace "
@@ -319,7 +320,7 @@ def _elsewhere(handle: SpanHandle, trace_id: Any) -> UnknownSpanError:
     )
 
 
-def _not_ours(trace_id: str, root: Any) -> UnknownSpanError:
+def _not_ours(trace_id: str, root: MlflowSpan) -> UnknownSpanError:
     return UnknownSpanError(
         f"No start_trace() is open in trace {_id_text(trace_id)}: its root {root.name!r} "
         f"({root.span_id}) belongs to a block or a manager, which ends it. Nothing was ended. "

@@ -127,7 +127,7 @@ class TraceStateManager(Stack):
             settle(findings, strict=strict, raised=None, site=user_site(2))
         return popped.proxy if popped is not None else None  # type: ignore[return-value]
 
-    def _nothing_to_pop(self, span: Any) -> list[SpanguardError]:
+    def _nothing_to_pop(self, span: object) -> list[SpanguardError]:
         if span is None:
             # An empty stack is an answer (None), not a fault, unless strict mode asks.
             error = EmptyTraceStackError(
@@ -199,10 +199,10 @@ class PushedBlock(Block[LiveSpan]):
 
     __slots__ = ("_kwargs", "_manager", "_name", "_pushed")
 
-    def __init__(self, manager: TraceStateManager, name: str, kwargs: dict[str, Any]) -> None:
+    def __init__(self, manager: TraceStateManager, name: str, kwargs: dict[str, object]) -> None:
         self._manager = manager
         self._name = name
-        self._kwargs: dict[str, Any] | None = kwargs
+        self._kwargs: dict[str, object] | None = kwargs
         self._pushed: tuple[Frame, SpanHandle] | None = None
 
     def __enter__(self) -> LiveSpan:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spanguard._api.binder import Binder
+from spanguard._api.call_plan import Args, Caller, Kwargs, Wrapped
 from spanguard._api.callables import kind_of, name_of
 from spanguard._base.findings import contained, settle
 from spanguard._base.interrupts import is_the_users
@@ -17,6 +18,7 @@ from spanguard._lifecycle.handle import SpanHandle
 from spanguard._lifecycle.opening import open_handle
 from spanguard._lifecycle.request import SpanRequest
 from spanguard._mlflow import memory
+from spanguard._mlflow.shapes import Client
 from spanguard._process.ambient import ambient_span
 from spanguard._propagation.async_generators import TracedAsyncGenerator
 from spanguard._propagation.coroutines import TracedCoroutine, TracedGeneratorCoroutine
@@ -45,18 +47,18 @@ class Options:
 
     name: str | None = None
     span_type: str = "UNKNOWN"
-    attributes: dict[str, Any] | None = None
-    tags: dict[str, Any] | None = None
+    attributes: dict[str, object] | None = None
+    tags: dict[str, object] | None = None
     capture_inputs: bool | Collection[str] = True
     capture_outputs: bool = True
     redact: Redact | None = None
     output_reducer: Callable[[list[Any]], Any] | None = None
     max_items: int = MAX_ITEMS
-    expected: Any = ()
-    client: Any = None
+    expected: object = ()
+    client: Client | None = None
     strict: bool | None = None
-    trace_destination: Any = None
-    extras: dict[str, Any] = field(default_factory=dict)  # more of `traced_span`'s arguments
+    trace_destination: object = None
+    extras: dict[str, object] = field(default_factory=dict)  # more of `traced_span`'s arguments
     takes_self: bool | None = None
 
 
@@ -65,7 +67,7 @@ class Plan:
 
     __slots__ = ("binder", "called", "function", "name", "options", "owner")
 
-    def __init__(self, function: Any, options: Options) -> None:
+    def __init__(self, function: object, options: Options) -> None:
         self.function = function
         self.options = options
         self.owner: type | None = None
@@ -82,17 +84,17 @@ class Plan:
         self.owner = owner
         self.name = self.name or name
 
-    def caller(self) -> Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], Any]:
+    def caller(self) -> Caller:
         """Return what makes a call, by the kind of the function."""
-        call: Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], Any]
+        call: Caller
         call = getattr(self, kind_of(self.function))
         return call
 
-    def of(self, function: Any) -> Plan:
+    def of(self, function: object) -> Plan:
         """Return the same plan for another function."""
         return Plan(function, self.options)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         # The class only where it is what tells that the first argument is self.
         named = (self.owner, self.name) if self.owner and self.asks_owner else None
         return Plan, (self.function, self.options), named
@@ -100,7 +102,7 @@ class Plan:
     def __setstate__(self, named: tuple[type, str]) -> None:
         self.named_in(*named)
 
-    def open(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SpanHandle:
+    def open(self, args: Args, kwargs: Kwargs) -> SpanHandle:
         """Open the span of one call, with its inputs, and make it ambient."""
         options = self.options
         inputs = None
@@ -124,7 +126,7 @@ class Plan:
         request.function = self.called
         return open_handle(request)
 
-    def _for_trace(self) -> dict[str, Any]:
+    def _for_trace(self) -> dict[str, object]:
         """Return the arguments that mean something where the call starts a trace only."""
         options = self.options
         for_trace = options.tags is not None or options.trace_destination is not None
@@ -132,7 +134,7 @@ class Plan:
             return {"tags": options.tags, "trace_destination": options.trace_destination}
         return {}
 
-    def write_output(self, handle: SpanHandle, value: Any) -> None:
+    def write_output(self, handle: SpanHandle, value: object) -> None:
         options = self.options
         if (
             options.capture_outputs
@@ -161,9 +163,9 @@ class Plan:
         writing.taken_outputs(handle.live, items.kept)
 
     def _write_reduced(
-        self, handle: SpanHandle, reduce: Callable[[list[Any]], Any], items: list[Any]
+        self, handle: SpanHandle, reduce: Callable[[list[Any]], Any], items: list[object]
     ) -> None:
-        outputs: Any = items
+        outputs: object = items
         try:
             outputs = reduce(items)
         except BaseException as error:
@@ -174,7 +176,7 @@ class Plan:
             outputs = _redacted(self.options.redact, "return", outputs)
         writing.outputs(handle.live, outputs)
 
-    def recorder(self, args: Any, kwargs: Any) -> Recorder:
+    def recorder(self, args: Args, kwargs: Kwargs) -> Recorder:
         return Recorder(lambda: self.open(args, kwargs), self._new_items(), self.write_items)
 
     def _new_items(self) -> Items:
@@ -189,7 +191,7 @@ class Plan:
 
     # -- the kinds of calls, by the signature of wrapt's wrappers; self is among the arguments
 
-    def call(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+    def call(self, wrapped: Wrapped, instance: object, args: Args, kwargs: Kwargs) -> object:
         handle: SpanHandle | None = None
         try:
             handle = self.open(args, kwargs)
@@ -202,28 +204,36 @@ class Plan:
         handle.finish(None)
         return result
 
-    def call_coroutine(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+    def call_coroutine(
+        self, wrapped: Wrapped, instance: object, args: Args, kwargs: Kwargs
+    ) -> TracedCoroutine:
         return TracedCoroutine(
             wrapped(*args, **kwargs),
             lambda: self.open(args, kwargs),
             self.write_output,
         )
 
-    def call_generator_coroutine(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+    def call_generator_coroutine(
+        self, wrapped: Wrapped, instance: object, args: Args, kwargs: Kwargs
+    ) -> TracedGeneratorCoroutine:
         return TracedGeneratorCoroutine(
             wrapped(*args, **kwargs), lambda: self.open(args, kwargs), self.write_output
         )
 
-    def call_generator(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+    def call_generator(
+        self, wrapped: Wrapped, instance: object, args: Args, kwargs: Kwargs
+    ) -> TracedGenerator:
         generator = wrapped(*args, **kwargs)
         return TracedGenerator(generator, self.recorder(args, kwargs))
 
-    def call_async_generator(self, wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+    def call_async_generator(
+        self, wrapped: Wrapped, instance: object, args: Args, kwargs: Kwargs
+    ) -> TracedAsyncGenerator:
         generator = wrapped(*args, **kwargs)
         return TracedAsyncGenerator(generator, self.recorder(args, kwargs))
 
 
-def _redacted(redact: Redact, name: str, value: Any) -> Any:
+def _redacted(redact: Redact, name: str, value: object) -> object:
     """Return what the redactor makes of a value; if it fails, nothing of the value."""
     try:
         return redact(name, value)
@@ -252,7 +262,7 @@ def _starts_a_trace() -> bool:
 _MAX_NAMES = 1_000
 
 
-def kept_arguments(capture_inputs: Any) -> bool | Collection[str] | None:
+def kept_arguments(capture_inputs: object) -> bool | Collection[str] | None:
     """Read which parameters are to be recorded; None if that cannot be told."""
     if is_a(capture_inputs, bool):
         return bool(capture_inputs)

@@ -45,7 +45,7 @@ class Batch:
     def run(
         self,
         items: Iterable[Any],
-        name_of: Callable[[Any], str],
+        name_of: Callable[[object], str],
         advance: Callable[[], object],
         *,
         is_sized: bool,
@@ -71,7 +71,7 @@ class Batch:
         """Return the outcomes in input order."""
         return BatchResult(self._outcomes[index] for index in sorted(self._outcomes))
 
-    def counts(self) -> dict[str, Any]:
+    def counts(self) -> dict[str, object]:
         """Return the root span's outputs."""
         total = len(self._outcomes)
         return {
@@ -92,7 +92,7 @@ class Batch:
         while self._take(wait=True):
             pass
 
-    def _begin(self, index: int, name: str, item: Any) -> None:
+    def _begin(self, index: int, name: str, item: object) -> None:
         if self._executor is None:
             self._note(index, self._call(index, name, item))
             return
@@ -132,14 +132,14 @@ class Batch:
         expected = isinstance(error, Exception) and is_raised_as(error, self._job.expected)
         self._settle(ItemOutcome(index, ended.result, error, error is None or expected))
 
-    def _lose(self, index: int, name: str, item: Any, error: BaseException) -> None:
+    def _lose(self, index: int, name: str, item: object, error: BaseException) -> None:
         """Note an item that the engine failed on: what its worker recorded is lost."""
         if isinstance(error, BrokenExecutor):
             self.broken = self.broken or error
         self._record_loss(index, name, item, error)
         self._settle(ItemOutcome(index, None, error, False))
 
-    def _settle(self, outcome: ItemOutcome[Any]) -> None:
+    def _settle(self, outcome: ItemOutcome[object]) -> None:
         self._outcomes[outcome.index] = outcome
         self._processed += outcome.ok
         with contained("showing progress"):

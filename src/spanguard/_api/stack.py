@@ -115,7 +115,7 @@ class Stack:
                     return frame
         return None
 
-    def _frame_of(self, span: Any) -> Frame | None:
+    def _frame_of(self, span: object) -> Frame | None:
         wanted = otel_span_of(span)
         with self._lock:
             for frame, handle in reversed(self._pushed.items()):
@@ -128,7 +128,7 @@ class Stack:
         self,
         frame: Frame,
         popped: SpanHandle,
-        last: tuple[Any, Any, Any] = (None, None, None),
+        last: tuple[object, object, object] = (None, None, None),
         raised: BaseException | None = None,
     ) -> list[SpanguardError]:
         """Close a frame that is off the stack, and what stands above it first."""

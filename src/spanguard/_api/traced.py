@@ -22,7 +22,7 @@ __all__ = ["traced"]
 F = TypeVar("F", bound=Any)
 
 
-def _traced(function: Any, options: Options) -> Any:
+def _traced(function: object, options: Options) -> Any:
     findings: list[str] = []
     result = function
     try:
@@ -40,13 +40,13 @@ def _traced(function: Any, options: Options) -> Any:
     return result
 
 
-def _described(thing: Any) -> str:
+def _described(thing: object) -> str:
     kind = thing if isinstance(thing, type) else type(thing)
     return f"the class {kind.__name__}" if kind is thing else f"an object of {kind.__name__}"
 
 
 def _plan(
-    options: Options, findings: list[str], function: Any, *, takes_self: bool | None = None
+    options: Options, findings: list[str], function: object, *, takes_self: bool | None = None
 ) -> Plan:
     plan = Plan(function, replace(options, takes_self=takes_self))
     unknown = plan.binder.unknown()
@@ -59,7 +59,7 @@ def _plan(
 
 
 def _plan_of_method(
-    options: Options, owner: type, function: Any, *, method: str, takes_self: bool | None = None
+    options: Options, owner: type, function: object, *, method: str, takes_self: bool | None = None
 ) -> Plan:
     name = f"{options.name or owner.__name__}.{method}"
     return Plan(function, replace(options, name=name, takes_self=takes_self))
@@ -202,7 +202,7 @@ def traced(
     return _Decorator(options) if func is None else _traced(func, options)
 
 
-def _named(func: Any, name: Any, findings: list[str]) -> tuple[Any, Any]:
+def _named(func: object, name: object, findings: list[str]) -> tuple[Any, Any]:
     """Return the function, if it is given already, and the name: it may come first."""
     if is_a(func, str):
         if name is not None:
@@ -217,8 +217,8 @@ def _named(func: Any, name: Any, findings: list[str]) -> tuple[Any, Any]:
 
 
 def _captures(
-    capture_inputs: Any, capture_outputs: Any, max_items: Any, findings: list[str]
-) -> tuple[Any, bool, int]:
+    capture_inputs: object, capture_outputs: object, max_items: object, findings: list[str]
+) -> tuple[bool | Collection[str], bool, int]:
     """Read what is to be recorded. What cannot be read is not recorded: it may be a secret."""
     kept = kept_arguments(capture_inputs)
     if kept is None:

@@ -9,18 +9,9 @@ from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
-import wrapt
-
+from spanguard._base.proxies import CallableProxy, FunctionWrapper, ObjectProxy
 from spanguard._propagation.pickling import cloudpickle_asking
 
-if TYPE_CHECKING:
-    _FunctionWrapper = wrapt.FunctionWrapper[Any, Any]
-    _CallableProxy = wrapt.CallableObjectProxy[Any]
-    _ObjectProxy = wrapt.BaseObjectProxy[Any]
-else:
-    _FunctionWrapper = wrapt.FunctionWrapper
-    _CallableProxy = wrapt.CallableObjectProxy
-    _ObjectProxy = wrapt.BaseObjectProxy
 if TYPE_CHECKING:
 
     class _Wrapping:
@@ -48,7 +39,7 @@ class Traced(_Wrapping):
         cls.__annotations__ = ANNOTATIONS  # type: ignore[assignment]
 
     @property  # type: ignore[misc]
-    def __class__(self) -> Any:  # pyright: ignore
+    def __class__(self) -> type:  # pyright: ignore
         # A function to everyone, but cloudpickle would take a function apart and ship what is
         # wrapped: to it, something that knows how it pickles.
         return type(self) if cloudpickle_asking() else self.__wrapped__.__class__
@@ -56,24 +47,24 @@ class Traced(_Wrapping):
     def __repr__(self) -> str:
         return repr(self.__wrapped__)
 
-    def __copy__(self) -> Any:
+    def __copy__(self) -> object:
         return self._self_over(copy.copy(self.__wrapped__))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+    def __deepcopy__(self, memo: dict[int, Any]) -> object:
         return self._self_over(copy.deepcopy(self.__wrapped__, memo))
 
-    def _self_over(self, function: Any) -> Any:
+    def _self_over(self, function: object) -> object:
         # A copy of a function is the function.
         kind: Any = type(self)
         return self if function is self.__wrapped__ else kind(self._self_plan.of(function))
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: object) -> str | tuple[object, ...]:
         asking = cloudpickle_asking()
         if _is_found_by_name(self) and not (asking and asking.ships(self.__module__)):
             return self.__qualname__  # as functions are, and it is traced there, too
         return type(self), (self._self_plan,)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> str | tuple[object, ...]:
         return self.__reduce_ex__(2)
 
 
@@ -96,7 +87,7 @@ class _Call:
     def __init__(self, traced: Any = None) -> None:
         self._traced = traced
 
-    def __get__(self, traced: Any, owner: Any = None) -> _Call:
+    def __get__(self, traced: Any, owner: object = None) -> _Call:
         return self if traced is None else _Call(traced)
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
@@ -115,13 +106,13 @@ class _Signature:
 
     __slots__ = ()
 
-    def __get__(self, traced: Any, owner: Any = None) -> inspect.Signature:
+    def __get__(self, traced: Any, owner: object = None) -> inspect.Signature:
         if traced is None or inspect.isroutine(traced.__wrapped__):
             raise AttributeError("__signature__")
         return inspect.signature(traced.__wrapped__)
 
 
-class TracedObject(Traced, _CallableProxy):
+class TracedObject(Traced, CallableProxy):
     """A callable that is no function of its class, traced: an object, a builtin, a partial."""
 
     def __init__(self, plan: CallPlan) -> None:
@@ -136,7 +127,7 @@ class TracedObject(Traced, _CallableProxy):
 class TracedMethod(TracedObject):
     """A method that was bound before it was traced."""
 
-    def __init__(self, plan: CallPlan, instance: Any = None) -> None:
+    def __init__(self, plan: CallPlan, instance: object = None) -> None:
         if instance is not None:
             # weakref.WeakMethod makes a method again by its type, of a function and an object.
             function: Any = plan
@@ -145,13 +136,13 @@ class TracedMethod(TracedObject):
         self._self_function: TracedFunction | None = None
 
     @property
-    def __func__(self) -> Any:
+    def __func__(self) -> TracedFunction:
         if self._self_function is None:  # kept: WeakMethod has a weak reference to it
             self._self_function = TracedFunction(self._self_plan.of(self.__wrapped__.__func__))
         return self._self_function
 
 
-class TracedFunction(Traced, _FunctionWrapper):
+class TracedFunction(Traced, FunctionWrapper):
     """A function, traced; and whatever else becomes a method in a class."""
 
     def __init__(self, plan: CallPlan) -> None:
@@ -159,7 +150,7 @@ class TracedFunction(Traced, _FunctionWrapper):
         self._self_plan = plan
         self._self_seeks_owner = plan.asks_owner
 
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+    def __get__(self, instance: object, owner: type | None = None) -> Any:
         wrapped = self.__wrapped__
         if type(wrapped) in _BINDING:
             if instance is None:
@@ -186,7 +177,7 @@ class TracedFunction(Traced, _FunctionWrapper):
             further(self.__wrapped__, owner, name)
 
 
-def _owner_of(function: Any, owner: Any) -> type | None:
+def _owner_of(function: object, owner: object) -> type | None:
     """Return the class that a function was put into after it was made, if it was."""
     for cls in getattr(owner, "__mro__", ()):
         if any(member is function for member in list(vars(cls).values())):
@@ -197,7 +188,7 @@ def _owner_of(function: Any, owner: Any) -> type | None:
 # What binds as functions do: to a method of Python's own, with the object as its first argument.
 _BINDING = frozenset({FunctionType, LruCache, TracedFunction})
 
-_IMPLICIT: dict[str, Callable[[Any], Any]] = {
+_IMPLICIT: dict[str, Callable[[Any], object]] = {
     "__class_getitem__": classmethod,
     "__init_subclass__": classmethod,
     "__new__": staticmethod,
@@ -208,32 +199,36 @@ class TracedBound(TracedObject):
     """What a descriptor made for an object, traced: a bound method of its own kind."""
 
     def __init__(
-        self, plan: CallPlan, descriptor: Any = None, instance: Any = None, owner: Any = None
+        self,
+        plan: CallPlan,
+        descriptor: object = None,
+        instance: object = None,
+        owner: object = None,
     ) -> None:
         super().__init__(plan)
         self._self_origin = (descriptor, instance, owner)
 
-    def _self_over(self, function: Any) -> Any:
+    def _self_over(self, function: object) -> object:
         if function is self.__wrapped__:
             return self
         return TracedBound(self._self_plan.of(function), *self._self_origin)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: object) -> tuple[object, ...]:
         return _bind, self._self_origin
 
 
-def _bind(descriptor: Any, instance: Any, owner: Any) -> Any:
+def _bind(descriptor: Any, instance: object, owner: object) -> object:
     return descriptor.__get__(instance, owner)
 
 
-class TracedDispatch(Traced, _ObjectProxy):
+class TracedDispatch(Traced, ObjectProxy):
     """A `singledispatchmethod`, traced: whichever implementation is called, now or later."""
 
     def __init__(self, plan: CallPlan) -> None:
         super().__init__(plan.function)
         self._self_plan = plan
 
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+    def __get__(self, instance: object, owner: type | None = None) -> TracedBound:
         descriptor = self.__wrapped__
         bound = type(descriptor).__get__(descriptor, instance, owner)
         plan = self._self_plan.of(descriptor.func.__get__(instance, owner))

@@ -122,7 +122,7 @@ class traced_span(Block[LiveSpan]):
         self._request: SpanRequest | None = SpanRequest(args, **kwargs)
         self._handle: SpanHandle | None = None
 
-    def _calling(self, function: Any) -> traced_span:
+    def _calling(self, function: object) -> traced_span:
         """Take note that the block is a call of a user's function, by a library perhaps."""
         if self._request is not None:
             self._request.function = CalledFunction(function)
@@ -165,7 +165,7 @@ def current_span() -> LiveSpan | None:
     True
     """
     with contained("finding the current span"):
-        active: Any = ambient_span()
+        active = ambient_span()
         entry = registry.entry_of(active)
         if entry is not None:
             handle = handle_of(entry)

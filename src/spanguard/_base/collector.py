@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Callable
 
 __all__ = ["is_collecting"]
 
@@ -16,7 +16,11 @@ __all__ = ["is_collecting"]
 _phases: OrderedDict[str, None] = OrderedDict(start=None, stop=None)  # the last phase is last
 _latest: dict[str, object] = {}
 _of_thread = threading.local()
-_notes: list[Any] = [_phases.move_to_end, _latest.__setitem__, _of_thread.__setattr__]
+_notes: list[Callable[..., object]] = [
+    _phases.move_to_end,
+    _latest.__setitem__,
+    _of_thread.__setattr__,
+]
 gc.callbacks += _notes
 
 

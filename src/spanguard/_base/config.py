@@ -184,7 +184,7 @@ def current_limits() -> Limits:
     return _limits
 
 
-def _number_or_type(value: Any) -> str:
+def _number_or_type(value: object) -> str:
     """Return a number, to be shown; of anything else its type: it may have no text."""
     number = number_of(value)
     is_short = number is not None and -1e15 < number < 1e15

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
 
 from spanguard._base.config import is_strict
 from spanguard._base.interrupts import let_the_users_pass
@@ -138,7 +137,7 @@ def _is_new(known: set[object], key: object) -> bool:
     return True
 
 
-def _recorded_warnings() -> list[Any] | None:
+def _recorded_warnings() -> list[object] | None:
     """Return the record of `catch_warnings(record=True)`, `pytest.warns`, `assertWarns` and such.
 
     Whoever records warnings wants to see them: in a record it is once per line and record, not
@@ -150,7 +149,7 @@ def _recorded_warnings() -> list[Any] | None:
     return record if type(record) is list and not is_replaced else None
 
 
-def _is_told(entry: Any, told: _Told, key: object) -> bool:
+def _is_told(entry: object, told: _Told, key: object) -> bool:
     found = getattr(getattr(entry, "message", None), "_told", None)
     return type(found) is tuple and found[0] is told and found[1] == key
 

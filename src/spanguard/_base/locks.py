@@ -55,7 +55,7 @@ def _let_go_of_imports() -> None:
         del blocked[thread]
 
 
-def _named_in(module: Any) -> dict[str, Any]:
+def _named_in(module: Any) -> dict[str, object]:
     """Return what a module names, without loading one that is lazy."""
     if not issubclass(type(module), ModuleType):
         return {}
@@ -99,7 +99,7 @@ _HOLDERS = _PACKAGES | {"functools", "queue", "threading"}
 _STEPS_FROM_MODULE, _STEPS_FROM_OBJECT = 3, 6
 
 _searched: set[str] = set()
-_found: list[Any] = []
+_found: list[object] = []
 
 
 def _search_new_modules() -> None:
@@ -107,7 +107,7 @@ def _search_new_modules() -> None:
 
     In the parent, and once: a search takes 50 ms, and would copy in each child what it looks at.
     """
-    named: list[Any] = []
+    named: list[object] = []
     for name, module in list(sys.modules.items()):
         if name in _searched:
             continue
@@ -123,19 +123,19 @@ def _search_new_modules() -> None:
 _CACHED_PROPERTIES_LOCK = sys.version_info < (3, 12)
 
 
-def _cached_properties(values: list[Any]) -> list[Any]:
+def _cached_properties(values: list[object]) -> list[object]:
     # Not by `isinstance`, which asks proxies what they stand for.
     classes = [value for value in values if issubclass(type(value), type)]
     held = (one for kind in classes for one in list(vars(kind).values()))
     return [one for one in held if type(one) is cached_property]
 
 
-def _locks_among(values: Iterable[Any], steps: int) -> list[Any]:
+def _locks_among(values: Iterable[object], steps: int) -> list[object]:
     """Return the locks among values, and among what these hold, so many steps further on."""
-    found: dict[int, Any] = {}
+    found: dict[int, object] = {}
     looked_at: set[int] = set()
     for _ in range(steps + 1):
-        further: list[Any] = []
+        further: list[object] = []
         for value in values:
             kind = type(value)
             if kind is _Lock or kind is _RLock:
@@ -149,7 +149,7 @@ def _locks_among(values: Iterable[Any], steps: int) -> list[Any]:
     return list(found.values())
 
 
-def _held_by(value: Any, kind: type) -> Any:
+def _held_by(value: Any, kind: type) -> Iterable[object] | None:
     """Return what an object keeps in itself, as far as it may be a lock or lead to one."""
     if kind is tuple or kind is CellType:
         return gc.get_referents(value)
@@ -161,13 +161,13 @@ def _held_by(value: Any, kind: type) -> Any:
     if _package(kind.__module__) not in _HOLDERS:
         return ()
     # Not by its attributes: they may run code, or be in slots.
-    held: list[Any] = []
+    held: list[object] = []
     for one in gc.get_referents(value):
         held += one.values() if type(one) is dict else (one,)
     return [one for one in held if one is not kind]
 
 
-def _package(module: Any) -> str:
+def _package(module: object) -> str:
     return module.partition(".")[0] if type(module) is str else ""
 
 
@@ -181,7 +181,7 @@ def let_go_of(lock: Any) -> None:
         lock._at_fork_reinit()
 
 
-def let_go_below(*values: Any) -> None:
+def let_go_below(*values: object) -> None:
     """In a forked child: make the locks free that objects hold, and what they hold."""
     for lock in _locks_among(values, _STEPS_FROM_OBJECT):
         let_go_of(lock)

@@ -133,7 +133,7 @@ class Mark:
     values: dict[str, Any]
     under: Mark | None
 
-    def __init__(self, setting: Setting, values: dict[str, Any], under: Mark | None) -> None:
+    def __init__(self, setting: Setting, values: dict[str, object], under: Mark | None) -> None:
         if under is not None and under._setting() is None:
             # Nobody has its setting any more, to make a block of it: it stays, and is all there is.
             under.values, under.under = under.all_values(), None

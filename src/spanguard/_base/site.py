@@ -9,7 +9,7 @@ import re
 import sys
 import sysconfig
 from types import CodeType, FrameType
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 __all__ = ["CalledFunction", "Site", "is_machinery", "is_of_library", "opener", "user_site"]
 
@@ -144,7 +144,7 @@ class CalledFunction:
 
     __slots__ = ("_code", "_package")
 
-    def __init__(self, function: Any) -> None:
+    def __init__(self, function: object) -> None:
         self._code = _code_of(function)
         self._package = str(getattr(function, "__module__", "")).partition(".")[0]
 
@@ -172,7 +172,7 @@ class CalledFunction:
         return library == "" or library == self._package
 
 
-def _code_of(function: Any) -> CodeType | None:
+def _code_of(function: object) -> CodeType | None:
     """Return the code of a function, under what is wrapped around it; None if it has none."""
     try:
         for _ in range(20):

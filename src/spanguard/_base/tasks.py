@@ -22,7 +22,7 @@ def may_run_a_task() -> bool:
     return asyncio._get_running_loop() is not None or "trio" in sys.modules
 
 
-def running_task() -> Any:
+def running_task() -> object:
     """Return the task that runs here, None where it is a thread's own code."""
     # Not current_task() alone: without a loop it raises, ten times as slow.
     loop = asyncio._get_running_loop()
@@ -31,7 +31,7 @@ def running_task() -> Any:
     return _trio_task() if task is None and "trio" in sys.modules else task
 
 
-def _trio_task() -> Any:
+def _trio_task() -> object:
     lowlevel: Any = getattr(sys.modules.get("trio"), "lowlevel", None)
     # Asked first, as current_task() raises outside of trio. An older trio, and one that is being
     # imported in this moment, cannot be asked.

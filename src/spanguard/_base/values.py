@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 
-def is_a(value: object, kinds: Any) -> bool:
+def is_a(value: object, kinds: type | tuple[type, ...]) -> bool:
     """Do what `isinstance` does, by the real type."""
     return issubclass(type(value), kinds)
 
@@ -57,7 +57,7 @@ def kind_name(value: object) -> str:
     return str(attribute_of(type(value), "__name__", "object"))
 
 
-def attribute_of(value: object, name: str, default: Any = None) -> Any:
+def attribute_of(value: object, name: str, default: object = None) -> Any:
     """Do what `getattr` does, also where that raises."""
     try:
         return getattr(value, name, default)
@@ -103,7 +103,7 @@ def number_of(value: Any) -> int | float | None:
     return None
 
 
-def whole_number_of(value: Any) -> int | None:
+def whole_number_of(value: object) -> int | None:
     """Return a whole number itself, numpy's too; None if it is none."""
     number = number_of(value)
     return number if isinstance(number, int) else None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from spanguard._base.findings import contained
 from spanguard._lifecycle.request import SpanRequest
 from spanguard._mlflow import ids, memory, queue, starting, store, stored
+from spanguard._mlflow.shapes import MlflowSpan
 from spanguard._process import exit as _exit
 from spanguard._process import listening
 from spanguard.exceptions import DuplicateTraceIdError, InvalidSpanArgumentError
@@ -61,7 +61,7 @@ def reserve(request: SpanRequest) -> bool:
     return is_free
 
 
-def check(request: SpanRequest, live: Any) -> None:
+def check(request: SpanRequest, live: MlflowSpan) -> None:
     """See whether a started root has the id that was chosen for it."""
     given = ids.otel_trace_id_of(live)
     if given is None or given == request.otel_trace_id:

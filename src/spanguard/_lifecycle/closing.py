@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from mlflow.entities import SpanStatus
+
 from spanguard._base.collector import is_collecting
 from spanguard._base.config import is_strict
 from spanguard._base.findings import contained, internal_error
@@ -16,9 +18,10 @@ from spanguard._base.site import Site
 from spanguard._lifecycle.findings import already_ended_finding, orphans_finding
 from spanguard._lifecycle.request import SpanRequest
 from spanguard._mlflow import ending, exporting, memory, provider, starting
+from spanguard._mlflow.shapes import Client, MlflowSpan
 from spanguard._mlflow.spans import is_being_written, otel_span
 from spanguard._process import orphans, outliving, registry
-from spanguard._process.ambient import Ambient
+from spanguard._process.ambient import Active, Ambient
 from spanguard._process.dropped import all_put_aside, do_put_aside, is_inside_tracing, put_aside
 from spanguard._process.registry import ClosedBy
 from spanguard._record import writing
@@ -28,8 +31,10 @@ from spanguard.exceptions import SpanguardError, TraceLostError
 __all__ = ["ClosingSpan"]
 
 
-def _client_ender(client: Any, live: Any, last: dict[str, Any], *, is_root: bool) -> ending.Ender:
-    def end(status: Any, end_time_ns: int | None) -> None:
+def _client_ender(
+    client: Client, live: MlflowSpan, last: dict[str, Any], *, is_root: bool
+) -> ending.Ender:
+    def end(status: SpanStatus, end_time_ns: int | None) -> None:
         if otel_span(live) is not None and not memory.is_buffered(live.trace_id):
             # Evicted. The client would ask the store for it: for minutes, if that is down.
             ending.end_live(live, end_time_ns)
@@ -63,7 +68,7 @@ class ClosingSpan:
         "strict",
     )
 
-    def __init__(self, request: SpanRequest, live: Any, *, is_root: bool) -> None:
+    def __init__(self, request: SpanRequest, live: MlflowSpan, *, is_root: bool) -> None:
         self.name = request.name
         self.client = request.client
         self.expected: tuple[type[BaseException], ...] = request.expected
@@ -89,7 +94,7 @@ class ClosingSpan:
 
     # -- being active
 
-    def activate(self, below: Any = None, *, kind: type[Ambient] = Ambient) -> None:
+    def activate(self, below: Active | None = None, *, kind: type[Ambient] = Ambient) -> None:
         """Make the span the ambient one, and MLflow's active one, until it closes."""
         with contained("activating a span"):
             otel = otel_span(self.live)

@@ -15,8 +15,8 @@ __all__ = ["read_event", "read_link"]
 
 
 def read_event(
-    event: Any, attributes: Any, timestamp: Any, span_name: str
-) -> tuple[Any, InvalidSpanArgumentError | None]:
+    event: object, attributes: object, timestamp: object, span_name: str
+) -> tuple[object, InvalidSpanArgumentError | None]:
     """Read a SpanEvent, or a name with attributes and a time: an event, and what is wrong.
 
     None for the event, where it has no name that is a string.
@@ -38,8 +38,8 @@ def read_event(
 
 
 def read_link(
-    link: Any, attributes: Any, span_name: str
-) -> tuple[Any, InvalidSpanArgumentError | None]:
+    link: object, attributes: object, span_name: str
+) -> tuple[object, InvalidSpanArgumentError | None]:
     """Read a Link, or the context of a span with attributes: a link, and what is wrong.
 
     None for the link, where it names no span.

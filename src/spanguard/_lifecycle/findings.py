@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from spanguard._base.open_span import OpenSpan
 from spanguard._base.site import Site
+from spanguard._mlflow.shapes import MlflowSpan
 from spanguard.exceptions import OrphanedSpanError, SpanAlreadyEndedError, SpanguardError
 
 __all__ = [
@@ -30,7 +31,7 @@ def abandoned(span: OpenSpan) -> OrphanedSpanError:
 
 
 def already_ended_finding(
-    name: str, span_id: Any, trace_id: Any, orphaned_by: str | None
+    name: str, span_id: str, trace_id: str, orphaned_by: str | None
 ) -> SpanAlreadyEndedError:
     """Make a finding of a span that is ended a second time."""
     how = "" if orphaned_by is None else f", closed as an orphan of {orphaned_by}"
@@ -49,7 +50,7 @@ class Ended(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def live(self) -> Any: ...
+    def live(self) -> MlflowSpan: ...
 
 
 def orphans_finding(
@@ -84,7 +85,7 @@ def _orphans(
 ) -> list[SpanguardError]:
     if not closed or about is None:
         return []
-    identity: Any = about if isinstance(about, OpenSpan) else about.live
+    identity = about if isinstance(about, OpenSpan) else about.live
     spans = [span for span, _ in closed]
     listed = "; ".join(str(span) for span in spans[:5])
     more = f"; and {len(spans) - 5} more" if len(spans) > 5 else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, cast
+from typing import cast
 
 from spanguard._base.config import is_strict
 from spanguard._base.findings import note_unraised, settle
@@ -14,11 +14,12 @@ from spanguard._lifecycle.proxy import SpanProxy
 from spanguard._lifecycle.request import SpanRequest
 from spanguard._lifecycle.times import read_time
 from spanguard._mlflow import names
+from spanguard._mlflow.shapes import MlflowSpan
 from spanguard._mlflow.spans import is_being_written
 from spanguard._mlflow.writing import attribute_count
 from spanguard._process import orphans, registry
 from spanguard._process.dropped import put_aside
-from spanguard._process.registry import ClosedBy, Entry
+from spanguard._process.registry import ClosedBy, Entry, RemoteParent
 from spanguard._record import writing
 from spanguard._record.outcome import ABANDONED, Outcome
 from spanguard._record.payload import as_mapping, clean, clean_attributes
@@ -33,7 +34,7 @@ class SpanHandle(ClosingSpan):
 
     __slots__ = ("proxy",)
 
-    def __init__(self, request: SpanRequest, live: Any, *, is_root: bool) -> None:
+    def __init__(self, request: SpanRequest, live: MlflowSpan, *, is_root: bool) -> None:
         super().__init__(request, live, is_root=is_root)
         self.proxy = SpanProxy(live, self)
 
@@ -55,7 +56,7 @@ class SpanHandle(ClosingSpan):
         return self.entry.site if self.entry is not None and is_of_library(here) else here
 
     def end_by_user(
-        self, outputs: Any, attributes: Any, status: Any, end_time_ns: int | None
+        self, outputs: object, attributes: object, status: object, end_time_ns: object
     ) -> None:
         """End as `span.end(...)` asks, before the block or the manager does."""
         findings = self.end(outputs, attributes, status, end_time_ns)
@@ -79,7 +80,7 @@ class SpanHandle(ClosingSpan):
 
     def _open_above(self) -> SpanHandle | None:
         """Return the nearest span above that is open, and one of ours."""
-        above: Any = self.entry
+        above: Entry | RemoteParent | None = self.entry
         while above is not None:
             above = above.parent
             found = getattr(above, "handle", None)
@@ -89,7 +90,7 @@ class SpanHandle(ClosingSpan):
         return None
 
     def end(
-        self, outputs: Any, attributes: Any, status: Any, end_time_ns: Any
+        self, outputs: object, attributes: object, status: object, end_time_ns: object
     ) -> list[SpanguardError]:
         """End with what is given along with it, and return what was found wrong. Never raises."""
         findings: list[SpanguardError] = []
@@ -109,7 +110,9 @@ class SpanHandle(ClosingSpan):
         entry = self.entry
         return self.closed_by is None and entry is not None and registry.is_ending_here(entry)
 
-    def write_last(self, outputs: Any, attributes: Any, status: Any) -> list[SpanguardError]:
+    def write_last(
+        self, outputs: object, attributes: object, status: object
+    ) -> list[SpanguardError]:
         """Record what is given along with an end; return what was wrong with it."""
         try:
             return self._write_last(outputs, attributes, status)
@@ -117,9 +120,11 @@ class SpanHandle(ClosingSpan):
             self.close(error)
             raise
 
-    def _write_last(self, outputs: Any, attributes: Any, status: Any) -> list[SpanguardError]:
+    def _write_last(
+        self, outputs: object, attributes: object, status: object
+    ) -> list[SpanguardError]:
         findings: list[SpanguardError] = []
-        named: dict[str, Any] = {}
+        named: dict[str, object] = {}
         if attributes is not None:
             named, reserved = writing.attribute_names(as_mapping(attributes))
             findings += reserved
@@ -136,7 +141,9 @@ class SpanHandle(ClosingSpan):
             writing.error(self.live, description)
         return findings
 
-    def _leave_to_client(self, outputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def _leave_to_client(
+        self, outputs: object, named: dict[str, object]
+    ) -> tuple[object, dict[str, object]]:
         """Keep what the client's end is to be called with; return the rest, to be recorded here.
 
         The client may be one that takes secrets out.

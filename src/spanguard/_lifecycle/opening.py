@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
 
 from spanguard._base.config import is_strict
 from spanguard._base.findings import contained, internal_error, settle
@@ -17,6 +17,7 @@ from spanguard._lifecycle.placement import Place, place, root_place
 from spanguard._lifecycle.request import SpanRequest, no_client
 from spanguard._mlflow import ids, memory, names, starting
 from spanguard._mlflow.active import current_otel_span, mode_has_changed, no_active_span
+from spanguard._mlflow.shapes import MlflowSpan
 from spanguard._process import exit as _exit
 from spanguard._process import orphans, registry
 from spanguard._process.ambient import LOST_PARENT, ambient_span
@@ -143,7 +144,7 @@ def _check_trace_arguments(request: SpanRequest, spot: Place) -> None:
             request.findings.append(finding)
 
 
-def _attributes(request: SpanRequest) -> dict[str, Any]:
+def _attributes(request: SpanRequest) -> dict[str, object]:
     if request.attributes is None:
         return {}
     if not is_a(request.attributes, dict):
@@ -159,9 +160,9 @@ def _attributes(request: SpanRequest) -> dict[str, Any]:
     return attributes
 
 
-def _start(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> SpanHandle:
+def _start(request: SpanRequest, spot: Place, attributes: dict[str, object]) -> SpanHandle:
     """Start the span, bare: a payload that MLflow chokes on must not cost the span."""
-    live: Any = None
+    live: MlflowSpan | None = None
     is_listening = False
     try:
         _exit.listen()
@@ -191,7 +192,7 @@ def _start(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> Spa
     return handle
 
 
-def _start_at(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> Any:
+def _start_at(request: SpanRequest, spot: Place, attributes: dict[str, object]) -> MlflowSpan:
     if spot.parent is not None:
         return _start_child(request, spot.parent, attributes)
     hides = spot.new_trace or (
@@ -203,7 +204,9 @@ def _start_at(request: SpanRequest, spot: Place, attributes: dict[str, Any]) -> 
     return _start_root(request, attributes)
 
 
-def _start_child(request: SpanRequest, parent: Any, attributes: dict[str, Any]) -> Any:
+def _start_child(
+    request: SpanRequest, parent: MlflowSpan, attributes: dict[str, object]
+) -> MlflowSpan:
     start = _start_of_client(request, "start_span")
     if start is None:
         if request.start_time_ns is None:
@@ -222,7 +225,7 @@ def _start_child(request: SpanRequest, parent: Any, attributes: dict[str, Any]) 
     )
 
 
-def _start_root(request: SpanRequest, attributes: dict[str, Any]) -> Any:
+def _start_root(request: SpanRequest, attributes: dict[str, object]) -> MlflowSpan:
     trace = {"tags": request.trace_tags() or None}
     if request.experiment_id is not None:
         trace["experiment_id"] = request.experiment_id
@@ -244,14 +247,14 @@ def _start_root(request: SpanRequest, attributes: dict[str, Any]) -> Any:
     return live
 
 
-def _start_of_client(request: SpanRequest, name: str) -> Any:
+def _start_of_client(request: SpanRequest, name: str) -> Callable[..., MlflowSpan] | None:
     """Return the given client's method; where it has none, it is no client, and that is told.
 
     Asked for here only, where it is called: a double may write down what it is asked for.
     """
     if request.client is None:
         return None
-    start = attribute_of(request.client, name)
+    start: Callable[..., MlflowSpan] | None = attribute_of(request.client, name)
     if callable(start):
         return start
     finding = no_client(request.client, request.name)
@@ -263,9 +266,9 @@ def _start_of_client(request: SpanRequest, name: str) -> Any:
     return None
 
 
-def _client_payloads(request: SpanRequest, attributes: dict[str, Any]) -> dict[str, Any]:
+def _client_payloads(request: SpanRequest, attributes: dict[str, object]) -> dict[str, object]:
     """Return what a given client is called with beside ids: what was given, made safe."""
-    payloads: dict[str, Any] = {}
+    payloads: dict[str, object] = {}
     if request.inputs is not None:
         payloads["inputs"] = clean(request.inputs)
     first = dict(list(attributes.items())[: names.SAFE_ATTRIBUTES])
@@ -277,7 +280,7 @@ def _client_payloads(request: SpanRequest, attributes: dict[str, Any]) -> dict[s
 
 
 def _record_start(
-    handle: SpanHandle, request: SpanRequest, spot: Place, attributes: dict[str, Any]
+    handle: SpanHandle, request: SpanRequest, spot: Place, attributes: dict[str, object]
 ) -> None:
     live = handle.live
     if starting.is_noop(live):

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from spanguard._mlflow import memory, names, spans, starting
 from spanguard._mlflow.active import mode_has_changed
+from spanguard._mlflow.shapes import HasContext, MlflowSpan
 from spanguard._process import registry
-from spanguard._process.ambient import StandIn, ambient_span
+from spanguard._process.ambient import Active, StandIn, ambient_span
 from spanguard.exceptions import InvalidParentError, TraceLostError
 
 __all__ = ["Place", "place", "root_place"]
@@ -20,11 +21,11 @@ class Place(NamedTuple):
     no span of this process (a remote parent, or one that was sampled out), else a new trace.
     """
 
-    parent: Any = None
+    parent: MlflowSpan | None = None
     new_trace: bool = False
     finding: InvalidParentError | TraceLostError | None = None
     lost_parent: str | None = None
-    ambient: Any = None  # what was active, where that was looked up
+    ambient: Active | None = None  # what was active, where that was looked up
 
 
 _NEW_TRACE = Place(new_trace=True)
@@ -96,7 +97,7 @@ def _under_other(name: str, active: Any) -> Place:
     return Place(parent)
 
 
-def _unregistered(active: Any) -> Place:
+def _unregistered(active: HasContext) -> Place:
     """Place under a span opened before we listened, or leave a foreign one to MLflow."""
     trace_id = memory.mlflow_trace_id(active)
     span_id = f"{active.get_span_context().span_id:016x}"
@@ -104,12 +105,12 @@ def _unregistered(active: Any) -> Place:
     return Place(parent) if parent is not None else _LEFT_TO_MLFLOW
 
 
-def _open_ambient() -> Any:
+def _open_ambient() -> MlflowSpan | None:
     entry = registry.entry_of(ambient_span())
     return entry.mlflow_span() if entry is not None else None
 
 
-def _open_parent(trace_id: str | None, span_id: str) -> Any:
+def _open_parent(trace_id: str | None, span_id: str) -> MlflowSpan | None:
     entry = registry.entry_by_id(span_id)
     if entry is not None:
         span = entry.mlflow_span()
@@ -119,7 +120,7 @@ def _open_parent(trace_id: str | None, span_id: str) -> Any:
     return span if span is not None and span.end_time_ns is None else None
 
 
-def _open_root(trace_id: str | None) -> Any:
+def _open_root(trace_id: str | None) -> MlflowSpan | None:
     root = memory.root_span(trace_id) if trace_id else None
     return root if root is not None and root.end_time_ns is None else None
 

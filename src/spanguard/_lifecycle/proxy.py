@@ -6,29 +6,24 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
-
-import wrapt
+from typing import Any, Protocol, TypeVar, cast
 
 from spanguard._base.findings import contained, settle
 from spanguard._base.interrupts import is_the_users
+from spanguard._base.proxies import ObjectProxy
 from spanguard._base.site import user_site
 from spanguard._base.values import is_a, kind_name, text_of
 from spanguard._lifecycle.events import read_event, read_link
 from spanguard._lifecycle.times import read_time
 from spanguard._mlflow import ending, spans
+from spanguard._mlflow.shapes import MlflowSpan
 from spanguard._process import orphans, registry
 from spanguard._record import writing
 from spanguard._record.outcome import ERROR
 from spanguard._record.payload import as_mapping
+from spanguard._record.status import parse_status
 from spanguard._record.text import clean_text
 from spanguard.exceptions import InvalidSpanArgumentError, SpanAlreadyEndedError, SpanguardError
-
-if TYPE_CHECKING:
-    _ObjectProxy = wrapt.BaseObjectProxy[Any]
-else:
-    _ObjectProxy = wrapt.BaseObjectProxy
-from spanguard._record.status import parse_status
 
 __all__ = ["SpanProxy"]
 
@@ -43,7 +38,7 @@ class Owner(Protocol):
         ...
 
     def end_by_user(
-        self, outputs: Any, attributes: Any, status: Any, end_time_ns: int | None
+        self, outputs: object, attributes: object, status: object, end_time_ns: object
     ) -> None:
         """End as `span.end(...)` asks, before the block or the manager does."""
 
@@ -72,11 +67,11 @@ def _setter(method: Method) -> Method:
     return cast("Method", setter)
 
 
-def _taken_by(method: Any) -> list[str]:
+def _taken_by(method: Callable[..., None]) -> list[str]:
     return list(inspect.signature(method).parameters)[1:]
 
 
-class SpanProxy(_ObjectProxy):
+class SpanProxy(ObjectProxy):
     """An MLflow span by delegation. Reads pass through; writes are sanitised and contained.
 
     `isinstance(span, LiveSpan)` holds. Setters, `record_exception`, `set_status` and `add_event`
@@ -84,7 +79,7 @@ class SpanProxy(_ObjectProxy):
     mode raised when the span closes. ERROR is sticky. `end` closes open descendants first.
     """
 
-    def __init__(self, span: Any, owner: Owner | None = None) -> None:
+    def __init__(self, span: MlflowSpan, owner: Owner | None = None) -> None:
         super().__init__(span)
         self._self_owner = owner
 
@@ -157,7 +152,7 @@ class SpanProxy(_ObjectProxy):
         if read is not None:
             self._self_write("add_link", read)
 
-    def _self_write(self, method: str, value: Any) -> None:
+    def _self_write(self, method: str, value: object) -> None:
         write = getattr(self.__wrapped__, method, None)
         if write is None or not self._self_writable():
             return
@@ -173,7 +168,7 @@ class SpanProxy(_ObjectProxy):
                 )
             )
 
-    def _self_call_fitting(self, method: Any, fitting: dict[str, Any]) -> None:
+    def _self_call_fitting(self, method: Callable[..., None], fitting: dict[str, object]) -> None:
         """Answer a call that did not fit: with what fits, if that is enough, and a finding."""
         name = method.__name__
         try:
@@ -284,14 +279,14 @@ class SpanProxy(_ObjectProxy):
     def __repr__(self) -> str:
         return repr(self.__wrapped__)
 
-    def __copy__(self) -> Any:
+    def __copy__(self) -> object:
         return copy.copy(self.__wrapped__)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+    def __deepcopy__(self, memo: dict[int, Any]) -> object:
         return copy.deepcopy(self.__wrapped__, memo)
 
     def __reduce__(self) -> Any:
         return self.__wrapped__.__reduce__()
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: object) -> Any:
         return self.__wrapped__.__reduce_ex__(protocol)

@@ -18,6 +18,7 @@ from spanguard._base.values import (
 )
 from spanguard._lifecycle.times import read_time
 from spanguard._mlflow import names, starting
+from spanguard._mlflow.shapes import Client
 from spanguard._record.payload import clean_labels
 from spanguard._record.text import clean_text, shortened, whole_text
 from spanguard.exceptions import InvalidSpanArgumentError, SpanguardError
@@ -40,7 +41,12 @@ _OTEL_TRACE_ID = re.compile("[0-9a-fA-F]{32}")
 
 
 def _is_any_given(
-    tags: Any, metadata: Any, experiment_id: Any, run_id: Any, session_id: Any, user: Any
+    tags: object,
+    metadata: object,
+    experiment_id: object,
+    run_id: object,
+    session_id: object,
+    user: object,
 ) -> bool:
     if tags is not None or metadata is not None or experiment_id is not None:
         return True
@@ -92,33 +98,33 @@ class SpanRequest:
 
     def __init__(
         self,
-        args: tuple[Any, ...],
+        args: tuple[object, ...],
         /,
         *,
-        name: Any = ...,
-        trace_id: Any = None,
-        request_id: Any = None,
-        parent_id: Any = None,
-        client: Any = None,
-        span_type: Any = _UNKNOWN,
-        inputs: Any = None,
-        attributes: Any = None,
-        tags: Any = None,
-        metadata: Any = None,
+        name: object = ...,
+        trace_id: object = None,
+        request_id: object = None,
+        parent_id: object = None,
+        client: Client | None = None,
+        span_type: object = _UNKNOWN,
+        inputs: object = None,
+        attributes: object = None,
+        tags: object = None,
+        metadata: object = None,
         experiment_id: Any = None,
-        run_id: Any = None,
-        session_id: Any = None,
-        user: Any = None,
-        links: Any = None,
-        start_time_ns: Any = None,
-        otel_trace_id: Any = None,
-        new_trace: Any = False,
-        expected: Any = (),
-        strict: Any = None,
+        run_id: object = None,
+        session_id: object = None,
+        user: object = None,
+        links: object = None,
+        start_time_ns: object = None,
+        otel_trace_id: object = None,
+        new_trace: object = False,
+        expected: object = (),
+        strict: object = None,
         description: Any = None,
-        log_level: Any = None,
-        trace_destination: Any = None,
-        sampling_ratio_override: Any = None,
+        log_level: object = None,
+        trace_destination: object = None,
+        sampling_ratio_override: object = None,
         **unknown: Any,
     ) -> None:
         self.findings: list[SpanguardError] = []
@@ -171,7 +177,7 @@ class SpanRequest:
         in_place[0] = in_place[0].replace(default=inspect.Parameter.empty)
         return inspect.Signature([*in_place, *(p for p in named if p.name not in _AS_MLFLOW)])
 
-    def _placed(self, args: tuple[Any, ...], name: Any) -> dict[str, Any]:
+    def _placed(self, args: tuple[object, ...], name: object) -> dict[str, object]:
         """Read positional arguments: as `mlflow.start_span` takes them, or as the recipe does.
 
         `(name, span_type, attributes)`, or `(client, name, request_id, parent_id)`.
@@ -183,7 +189,7 @@ class SpanRequest:
             self._found(f"{len(args) - len(form)} positional arguments too many were ignored.")
         return dict(zip(form, args, strict=False))
 
-    def _one_of(self, args: tuple[Any, ...], named: tuple[Any, ...]) -> list[Any]:
+    def _one_of(self, args: tuple[object, ...], named: tuple[Any, ...]) -> list[Any]:
         """Return what may be given by its place or by its name, in the order of `_EITHER_WAY`."""
         placed = self._placed(args, named[0])
         taken = []
@@ -201,7 +207,7 @@ class SpanRequest:
         name = getattr(self, "name", None)
         self.findings.append(InvalidSpanArgumentError(text, span_name=name))
 
-    def _name(self, name: Any) -> str:
+    def _name(self, name: object) -> str:
         if type(name) is str and name:
             return clean_text(name, MAX_SPAN_NAME_CHARS)
         text = "" if name is ... else clean_text(name, MAX_SPAN_NAME_CHARS)
@@ -214,7 +220,7 @@ class SpanRequest:
         )
         return text
 
-    def _id(self, argument: str, value: Any) -> str | None:
+    def _id(self, argument: str, value: object) -> str | None:
         if value is None or type(value) is str:
             return value
         text = text_of(value)
@@ -225,14 +231,14 @@ class SpanRequest:
             )
         return text
 
-    def _type(self, span_type: Any) -> str:
+    def _type(self, span_type: object) -> str:
         if span_type is None:
             return _UNKNOWN
         if not is_a(span_type, str):  # an enumeration's member is one
             self._found(f"span_type of span {self.name!r} is not a string. Pass one of SpanType.")
         return clean_text(span_type)
 
-    def _flag(self, argument: str, value: Any) -> bool | None:
+    def _flag(self, argument: str, value: object) -> bool | None:
         truth = truth_of(value)
         if truth is None:
             self._found(
@@ -241,7 +247,7 @@ class SpanRequest:
             )
         return truth
 
-    def _log_level(self, level: Any) -> Any:
+    def _log_level(self, level: object) -> object:
         name = text_of(level)
         level = level if name is None else name
         if starting.is_log_level(level):
@@ -252,7 +258,7 @@ class SpanRequest:
         )
         return None
 
-    def _ratio(self, ratio: Any) -> float | None:
+    def _ratio(self, ratio: object) -> float | None:
         part = number_of(ratio)
         if part is not None and 0 <= part <= 1:
             return float(part)
@@ -262,7 +268,7 @@ class SpanRequest:
         )
         return None
 
-    def _go_to(self, destination: Any) -> None:
+    def _go_to(self, destination: object) -> None:
         """Read the experiment of one of MLflow's trace locations."""
         self.experiment_id = attribute_of(destination, "experiment_id")
         if self.experiment_id is None:
@@ -272,13 +278,13 @@ class SpanRequest:
             )
         self.for_trace = self.for_trace or self.experiment_id is not None
 
-    def _start_time(self, value: Any) -> int | None:
+    def _start_time(self, value: object) -> int | None:
         nanoseconds, finding = read_time("start_time_ns", value, self.name)
         if finding is not None:
             self.findings.append(finding)
         return nanoseconds
 
-    def _otel_id(self, value: Any) -> str | None:
+    def _otel_id(self, value: object) -> str | None:
         text = text_of(value)
         if text is not None and _OTEL_TRACE_ID.fullmatch(text) and int(text, 16):
             return text.lower()
@@ -288,7 +294,7 @@ class SpanRequest:
         )
         return None
 
-    def _expected(self, expected: Any) -> tuple[type[BaseException], ...]:
+    def _expected(self, expected: object) -> tuple[type[BaseException], ...]:
         if type(expected) is tuple and not expected:
             return ()
         given = items_of(expected, _MOST) if is_a(expected, _COLLECTIONS) else [expected]
@@ -315,7 +321,7 @@ class SpanRequest:
         }
         return [argument for argument, value in given.items() if value is not None]
 
-    def misplaced_under(self, parent: Any) -> list[str]:
+    def misplaced_under(self, parent: object) -> list[str]:
         """Return the names of the given arguments that a child of `parent` cannot honour."""
         return self.trace_arguments()
 
@@ -334,7 +340,7 @@ class SpanRequest:
         return metadata
 
 
-def no_client(client: Any, name: str) -> InvalidSpanArgumentError:
+def no_client(client: object, name: str) -> InvalidSpanArgumentError:
     """Make a finding of a client that starts no spans."""
     return InvalidSpanArgumentError(
         f"The client of {name!r} is a {kind_name(client)}, which starts no spans; it was ignored. "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from spanguard._base.values import (
     number_of,
 )
@@ -13,7 +11,7 @@ __all__ = ["read_time"]
 
 
 def read_time(
-    argument: str, value: Any, span_name: str
+    argument: str, value: object, span_name: str
 ) -> tuple[int | None, InvalidSpanArgumentError | None]:
     """Read a time in nanoseconds: the time, None for now; and what is wrong with it."""
     if value is None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from mlflow.environment_variables import MLFLOW_USE_DEFAULT_TRACER_PROVIDER
 from mlflow.tracing import provider as _provider_module
 from opentelemetry import context as _otel_context_api
 from opentelemetry import trace as _otel
+from opentelemetry.context import Context
 from opentelemetry.trace import INVALID_SPAN, NonRecordingSpan
 from opentelemetry.trace import Span as OtelSpan
 
@@ -18,6 +19,7 @@ from spanguard._mlflow.optional import optional
 
 __all__ = [
     "ActiveState",
+    "Context",
     "activate",
     "active_state",
     "current_otel_span",
@@ -26,6 +28,13 @@ __all__ = [
     "no_active_span",
     "span_in",
 ]
+
+
+class _Runtime(Protocol):
+    """One of OpenTelemetry's contexts."""
+
+    def get_current(self) -> Context: ...
+    def attach(self, context: Context) -> object: ...
 
 
 class _Mode:
@@ -38,7 +47,7 @@ class _Mode:
     __slots__ = ("_seen", "isolated", "propagates", "runtime")
 
     def __init__(self) -> None:
-        self._seen: Any = ()
+        self._seen: tuple[str | None, ...] = ()
         self.refresh()
 
     def refresh(self) -> bool:
@@ -50,7 +59,7 @@ class _Mode:
         self.isolated = bool(cast("Any", MLFLOW_USE_DEFAULT_TRACER_PROVIDER).get())
         propagate = optional("mlflow.environment_variables", _PROPAGATE_VARIABLE)
         self.propagates = bool(self.isolated and propagate is not None and propagate.get())
-        self.runtime: Any = (
+        self.runtime: _Runtime = (
             getattr(_provider_module, "mlflow_runtime_context", _otel_context_api)
             if self.isolated
             else _otel_context_api
@@ -76,7 +85,7 @@ def current_otel_span() -> OtelSpan:
     return active
 
 
-def span_in(context: Any) -> OtelSpan:
+def span_in(context: Context | None) -> OtelSpan:
     """Return the span that is active in a context; None stands for what is active here."""
     return current_otel_span() if context is None else _otel.get_current_span(context)
 
@@ -87,7 +96,7 @@ class ActiveState:
     __slots__ = ("_context", "_otel_context", "_runtime", "_set")
 
     def __init__(self) -> None:
-        self._set: Any = None
+        self._set: Context | None = None
         self._runtime = mode.runtime
         self._context = self._runtime.get_current()
         self._otel_context = _otel_context_api.get_current() if mode.propagates else None

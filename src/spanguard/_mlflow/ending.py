@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from mlflow.entities import LiveSpan, SpanStatus, SpanStatusCode
+from mlflow.entities import SpanStatus, SpanStatusCode
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Status, StatusCode
 
+from spanguard._mlflow.shapes import HasStatus, MlflowSpan, RecordingSpan
 from spanguard._mlflow.spans import otel_span
 
 __all__ = [
@@ -27,19 +28,19 @@ __all__ = [
 OTEL_ERROR = StatusCode.ERROR
 
 
-def status_code(span: Any) -> str:
+def status_code(span: HasStatus) -> str:
     """Return "OK", "ERROR" or "UNSET"."""
     status = span.status
     return str(status.status_code.value) if isinstance(status, SpanStatus) else "UNSET"
 
 
-def description(span: Any) -> str:
+def description(span: HasStatus) -> str:
     """Return the description of a span's status."""
     status = span.status
     return (status.description or "") if isinstance(status, SpanStatus) else ""
 
 
-def set_error(span: Any, text: str) -> None:
+def set_error(span: MlflowSpan, text: str) -> None:
     """Set ERROR, also over an OK: OpenTelemetry takes OK as final and ignores what follows."""
     span.set_status(SpanStatus(SpanStatusCode.ERROR, text))
     inner = otel_span(span)
@@ -47,12 +48,12 @@ def set_error(span: Any, text: str) -> None:
         cast("Any", inner)._status = Status(StatusCode.ERROR, text)
 
 
-def end_live(span: LiveSpan, end_time_ns: int | None) -> None:
+def end_live(span: MlflowSpan, end_time_ns: int | None) -> None:
     """End with MLflow's decorations, configured span processors too (PII masks)."""
     span.end(end_time_ns=end_time_ns)
 
 
-def end_bare(otel: Any, end_time_ns: int | None) -> None:
+def end_bare(otel: RecordingSpan, end_time_ns: int | None) -> None:
     """End the OpenTelemetry span itself, OK unless it is an ERROR: MLflow's own end failed."""
     if otel.status.status_code is StatusCode.UNSET:
         otel.set_status(Status(StatusCode.OK))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from mlflow.entities import Span, TraceInfo
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExportResult
 
@@ -18,6 +19,7 @@ from spanguard._mlflow.memory import knows_trace
 from spanguard._mlflow.names import TAG_PREFIX
 from spanguard._mlflow.processor import processor_in_force, sends_otlp
 from spanguard._mlflow.reasons import GONE, reason_of
+from spanguard._mlflow.shapes import RecordingSpan
 from spanguard._mlflow.spans import recording_span
 
 __all__ = [
@@ -37,7 +39,7 @@ _logger = logging.getLogger("spanguard")
 # By OpenTelemetry trace id: MLflow's own ends in it, whatever its form.
 ledger = Ledger()
 # Whose deliveries are noted, and whether an ended trace is looked for in MLflow's memory.
-_noted: weakref.WeakSet[Any] = weakref.WeakSet()
+_noted: weakref.WeakSet[object] = weakref.WeakSet()
 _notes_ends = False
 # Whether the store has refused spans by themselves: a file store takes a trace when its root ends.
 takes_whole_traces_only = False
@@ -95,7 +97,7 @@ def close_ledger() -> None:
         _logger.warning("%d traces are not in the store: %s.", loss.traces, loss.reason)
 
 
-def loss_is_told(span: Any) -> None:
+def loss_is_told(span: object) -> None:
     """Note that the user is told, at the end of this span, that its trace is lost."""
     otel = recording_span(span)
     if otel is not None:
@@ -113,7 +115,7 @@ class _Delivery:
     """Stands where MLflow's exporter calls its client, once for a trace or a batch of spans."""
 
     @staticmethod
-    def can_stand_at(processor: Any) -> bool:
+    def can_stand_at(processor: object) -> bool:
         """Tell whether all is there of what it stands in front of."""
         client = getattr(getattr(processor, "span_exporter", None), "_client", None)
         steps = ("log_spans", "start_trace", "_upload_trace_data")
@@ -138,7 +140,7 @@ class _Delivery:
         if hasattr(metrics, "drop_items"):
             self._batch, self._drop, metrics.drop_items = batch, metrics.drop_items, self.drop
 
-    def begin(self, root: Any) -> Any:
+    def begin(self, root: RecordingSpan) -> object:
         """Start a trace, for which MLflow may ask the store."""
         with noting_failure(root.context.trace_id):
             return self._begin(root)
@@ -159,7 +161,7 @@ class _Delivery:
                 ledger.refused(_key_of(trace_id), "MLflow's export queue was full")
             raise
 
-    def log_spans(self, location: str, spans: list[Any]) -> Any:
+    def log_spans(self, location: str, spans: list[Span]) -> object:
         """Store spans. A store that takes none by themselves gets them with their trace."""
         try:
             return self._log_spans(location, spans)
@@ -172,7 +174,7 @@ class _Delivery:
                     ledger.refused(_key_of(trace_id), reason_of(error))
             raise
 
-    def store(self, info: Any) -> Any:
+    def store(self, info: TraceInfo) -> object:
         """Store the trace itself."""
         with noting_failure(_key_of(info.trace_id)):
             stored = self._store(info)
@@ -180,7 +182,7 @@ class _Delivery:
             ledger.taken(_key_of(info.trace_id))
         return stored
 
-    def upload(self, info: Any, data: Any) -> None:
+    def upload(self, info: TraceInfo, data: object) -> None:
         """Store all spans of a trace in its artifact."""
         with noting_failure(_key_of(info.trace_id)):
             self._upload(info, data)
@@ -227,7 +229,7 @@ class _OtlpDelivery:
         self._export, exporter.export = exporter.export, self.export
         self._end, processor.on_end = processor.on_end, self.on_end
 
-    def on_end(self, span: Any) -> None:
+    def on_end(self, span: RecordingSpan) -> None:
         """Put the tags of a root on it before MLflow's processor sees it."""
         if span.parent is None and self._manager is not None:
             ledger.ended(span.context.trace_id)
@@ -248,7 +250,7 @@ class _OtlpDelivery:
                 **{f"{TAG_PREFIX}{key}": value for key, value in users.items()},
             }
 
-    def export(self, spans: Sequence[ReadableSpan]) -> Any:
+    def export(self, spans: Sequence[ReadableSpan]) -> object:
         """Send a batch, and note what became of the traces in it."""
         traces = {span.context.trace_id for span in spans if span.context is not None}
         with noting_failure(*traces):

@@ -61,7 +61,7 @@ def start_afresh_in_child() -> None:
     _leave_engines_behind()
 
 
-def let_go_of_span(otel: Any) -> None:
+def let_go_of_span(otel: object) -> None:
     """In a forked child: let code of the parent's write on a span that the parent has open."""
     for holder in (otel, *(getattr(otel, part, None) for part in _PARTS_OF_A_SPAN)):
         locks.let_go_of(getattr(holder, "_lock", None))
@@ -142,7 +142,7 @@ class _Gate:
     def shut(self) -> None:
         self._pool._do_get = self
 
-    def __call__(self) -> Any:
+    def __call__(self) -> object:
         """Get a connection, as the pool does, when the gate is open again.
 
         Hooks of somebody else's that ask the store in the middle of a fork are not kept waiting;
@@ -212,7 +212,7 @@ def pause_stores(deadline: float) -> None:
         gate.await_empty()
 
 
-def _can_be_shut(pool: Any) -> bool:
+def _can_be_shut(pool: object) -> bool:
     return hasattr(pool, "checkedout") and hasattr(pool, "_do_get")
 
 

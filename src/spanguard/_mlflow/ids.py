@@ -59,7 +59,7 @@ class OwnIds(RandomIdGenerator):
         return _random_number() << 64 | _random_number()
 
 
-def give_own_ids(provider: Any) -> None:
+def give_own_ids(provider: object) -> None:
     """Let a provider draw `OwnIds`, unless it has a generator that somebody has chosen for it."""
     generator = getattr(provider, "id_generator", None)
     if type(generator) is RandomIdGenerator:
@@ -115,7 +115,7 @@ def trace_id_chosen(hex_id: str) -> Iterator[None]:
     # generator. The SDK caches tracers and each has a generator of its own; older ones make a
     # tracer for each call, with the provider's.
     provider = initialized_provider()
-    tracer: Any = provider.get_tracer(_provider_module.__name__)
+    tracer = provider.get_tracer(_provider_module.__name__)
     _choose_ids(provider)
     _choose_ids(getattr(tracer, "_tracer", tracer))
     wanted = [int(hex_id, 16)]
@@ -127,7 +127,7 @@ def trace_id_chosen(hex_id: str) -> Iterator[None]:
         _wanted_trace_id.reset(token)
 
 
-def otel_trace_id_of(span: Any) -> str | None:
+def otel_trace_id_of(span: object) -> str | None:
     """Return the OpenTelemetry trace id of a span that records, as 32 digits; else None."""
     otel = recording_span(span)
     return f"{otel.get_span_context().trace_id:032x}" if otel is not None else None

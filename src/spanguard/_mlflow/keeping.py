@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from mlflow.entities import LiveSpan
 
@@ -14,10 +14,13 @@ from spanguard._mlflow.buffer import KeepingBuffer
 from spanguard._mlflow.memory import trace_manager
 from spanguard._mlflow.remote import remote_holds
 from spanguard._mlflow.seam_check import is_missing
+from spanguard._mlflow.shapes import TraceInMemory
 from spanguard._mlflow.spans import otel_span
 
 __all__ = ["TraceGuard", "keep_open_traces"]
 
+
+T = TypeVar("T")
 
 EXPORT_SECONDS = 60.0
 """How long the spans of an ended trace may wait for their export and are not given up."""
@@ -38,20 +41,20 @@ class TraceGuard:
 class _TracePolicy:
     """What `KeepingBuffer` asks about a trace of MLflow's. Called with the manager locked."""
 
-    def __init__(self, manager: Any, guard: TraceGuard) -> None:
+    def __init__(self, manager: object, guard: TraceGuard) -> None:
         self._manager = manager
         self._guard = guard
 
-    def guard_of(self, trace: Any) -> str | None:
+    def guard_of(self, trace: TraceInMemory) -> str | None:
         return next(filter(self._guard.holds, reversed(trace.span_dict)), None)
 
-    def is_guarded(self, trace: Any, guard: str | None) -> bool:
+    def is_guarded(self, trace: TraceInMemory, guard: str | None) -> bool:
         if guard is not None and self._guard.holds(guard):
             return True
         root = next(iter(trace.span_dict), None)
         return root is not None and self._guard.holds(root)
 
-    def is_busy(self, trace: Any) -> bool:
+    def is_busy(self, trace: TraceInMemory) -> bool:
         spans = trace.span_dict.values()
         just_now = time.time_ns() - int(EXPORT_SECONDS * 1e9)
 
@@ -71,7 +74,7 @@ class _TracePolicy:
     def _ids(self) -> dict[int, str]:
         return getattr(self._manager, "_otel_id_to_mlflow_trace_id", {})
 
-    def dropped(self, trace_id: str, trace: Any) -> None:
+    def dropped(self, trace_id: str, trace: TraceInMemory) -> None:
         for root in _first(trace.span_dict.values()):
             otel = otel_span(root)
             if otel is not None:  # MLflow itself would keep this for ever
@@ -80,7 +83,7 @@ class _TracePolicy:
                 self._guard.lost(root.span_id)
 
 
-def _first(values: Iterable[Any]) -> list[Any]:
+def _first(values: Iterable[T]) -> list[T]:
     return list(islice(values, 1))
 
 
@@ -90,7 +93,7 @@ _SEAMS_OF_THE_BUFFER = (
     "mlflow.tracing.trace_manager:InMemoryTraceManager._lock",
 )
 
-_left_alone: Callable[[], Any] = lambda: None  # noqa: E731  # the buffer that was not replaced
+_left_alone: Callable[[], object] = lambda: None  # noqa: E731  # the buffer that was not replaced
 
 
 def keep_open_traces(guard: TraceGuard) -> str | None:
@@ -117,7 +120,9 @@ def keep_open_traces(guard: TraceGuard) -> str | None:
             return None  # that is told
         return "This MLflow keeps open traces in a way unknown here, and may drop old ones"
     with manager._lock:
-        kept: KeepingBuffer[Any] = KeepingBuffer(max_size, ttl, _TracePolicy(manager, guard))
+        kept: KeepingBuffer[TraceInMemory] = KeepingBuffer(
+            max_size, ttl, _TracePolicy(manager, guard)
+        )
         for trace_id in list(buffer):
             kept[trace_id] = buffer[trace_id]
         manager._traces = kept

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import mlflow
 from mlflow.entities import LiveSpan
-from opentelemetry.trace import Span as OtelSpan
 
 from spanguard._mlflow import provider
 from spanguard._mlflow.names import INPUTS_KEY, OUTPUTS_KEY, RUN_KEY
 from spanguard._mlflow.optional import optional
+from spanguard._mlflow.shapes import HasContext, TraceInMemory, TraceManager
 from spanguard._mlflow.spans import attribute_names
 
 __all__ = [
@@ -36,25 +37,25 @@ __all__ = [
 trace_manager: Any = optional("mlflow.tracing.trace_manager", "InMemoryTraceManager")
 
 
-def traces_in_memory() -> Any:
+def traces_in_memory() -> Mapping[str, TraceInMemory] | None:
     """Return MLflow's traces by id; None where there are none, or nobody knows."""
     return getattr(getattr(trace_manager, "_instance", None), "_traces", None)
 
 
-def manager_in_force() -> Any:
-    return trace_manager.get_instance()
+def manager_in_force() -> TraceManager:
+    return cast("TraceManager", trace_manager.get_instance())
 
 
 def live_span(trace_id: str, span_id: str) -> LiveSpan | None:
     """Return a span of a trace that is still in MLflow's buffer."""
-    return cast("LiveSpan | None", manager_in_force().get_span_from_id(trace_id, span_id))
+    return manager_in_force().get_span_from_id(trace_id, span_id)
 
 
 def root_span(trace_id: str) -> LiveSpan | None:
     """Return the root of a trace that is still in MLflow's buffer."""
     manager = manager_in_force()
     root_id = manager.get_root_span_id(trace_id)
-    return cast("LiveSpan", manager.get_span_from_id(trace_id, root_id)) if root_id else None
+    return manager.get_span_from_id(trace_id, root_id) if root_id else None
 
 
 def is_buffered(trace_id: str) -> bool:
@@ -80,11 +81,10 @@ def all_open_spans() -> list[LiveSpan]:
     return [span for span in found if span.end_time_ns is None]
 
 
-def mlflow_trace_id(otel: OtelSpan) -> str | None:
+def mlflow_trace_id(otel: HasContext) -> str | None:
     """Return the MLflow trace id of an OpenTelemetry span."""
     context = otel.get_span_context()
-    found = manager_in_force().get_mlflow_trace_id_from_otel_id(context.trace_id)
-    return cast("str | None", found)
+    return manager_in_force().get_mlflow_trace_id_from_otel_id(context.trace_id)
 
 
 def active_span() -> LiveSpan | None:
@@ -124,12 +124,12 @@ def set_previews(trace_id: str | None, request: str | None, response: str | None
             info.response_preview = info.response_preview or response
 
 
-def has_inputs(span: Any) -> bool:
+def has_inputs(span: object) -> bool:
     """Tell whether inputs are recorded on a span, without decoding them."""
     return INPUTS_KEY in attribute_names(span)
 
 
-def has_outputs(span: Any) -> bool:
+def has_outputs(span: object) -> bool:
     """Tell whether a span has outputs that are not None, without decoding them."""
     attributes = getattr(getattr(span, "_span", None), "_attributes", None)
     # OpenTelemetry's own look-up raises and catches where there is nothing: a microsecond.

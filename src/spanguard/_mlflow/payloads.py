@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any, cast
 
 from spanguard._mlflow.optional import optional
 
@@ -11,19 +10,21 @@ __all__ = ["is_attachment", "payload_encoder"]
 
 
 class _PlainEncoder(json.JSONEncoder):
-    def default(self, o: Any) -> Any:
+    def default(self, o: object) -> str:
         return str(o)
 
 
-_encoder = optional("mlflow.tracing.utils", "TraceJSONEncoder") or _PlainEncoder
+_encoder: type[json.JSONEncoder] = (
+    optional("mlflow.tracing.utils", "TraceJSONEncoder") or _PlainEncoder
+)
 _attachment = optional("mlflow.tracing.attachments", "Attachment")  # MLflow 3.10 has none
 
 
 def payload_encoder() -> type[json.JSONEncoder]:
     """Return the encoder that MLflow serialises payloads with."""
-    return cast("type[json.JSONEncoder]", _encoder)
+    return _encoder
 
 
-def is_attachment(value: Any) -> bool:
+def is_attachment(value: object) -> bool:
     """Tell whether a value is an MLflow attachment, which MLflow stores in its own way."""
     return _attachment is not None and issubclass(type(value), _attachment)

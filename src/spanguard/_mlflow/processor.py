@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from queue import Queue
 from typing import Any
 
 from spanguard._mlflow.optional import optional
@@ -17,7 +18,7 @@ __all__ = [
 ]
 
 
-def processor_in_force() -> Any:
+def processor_in_force() -> object:
     """Return MLflow's own processor of the current provider, else OTLP's, else None."""
     processors = processors_of(provider_in_force())  # none where tracing is off
     ours = [one for one in processors if is_of_mlflow(one)]
@@ -27,21 +28,21 @@ def processor_in_force() -> Any:
 _base_processor = optional("mlflow.tracing.processor.base_mlflow", "BaseMlflowSpanProcessor")
 
 
-def is_of_mlflow(processor: Any) -> bool:
+def is_of_mlflow(processor: object) -> bool:
     """Tell MLflow's own processor, which has an exporter to MLflow's store, from others."""
     return _base_processor is not None and isinstance(processor, _base_processor)
 
 
-def exporter_in_force() -> Any:
+def exporter_in_force() -> object:
     return getattr(processor_in_force(), "span_exporter", None)
 
 
-def sends_otlp(processor: Any) -> bool:
+def sends_otlp(processor: object) -> bool:
     # Looked for by its name: to import it would cost everybody what a few use.
     return type(processor).__name__ == "OtelSpanProcessor"
 
 
-def pending_tasks() -> Any:
+def pending_tasks() -> Queue[object] | None:
     """Return the queue of MLflow's export tasks; None where there is none, or it is unknown."""
     tasks: Any = getattr(getattr(exporter_in_force(), "_async_queue", None), "_queue", None)
     return tasks if hasattr(tasks, "all_tasks_done") else None

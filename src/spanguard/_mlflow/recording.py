@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, cast
 
 from mlflow.entities import TraceInfo, TraceLocation, TraceState
 from mlflow.tracing import provider as _provider_module
 from mlflow.tracking import fluent as _fluent
 from opentelemetry import trace as _otel
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.trace import SpanContext
 
-if TYPE_CHECKING:
-    from mlflow.entities import Trace
 from spanguard._mlflow import provider
 from spanguard._mlflow.active import mode
 from spanguard._mlflow.destination import active_experiment_id
@@ -25,20 +25,11 @@ from spanguard._mlflow.ids import OwnIds, mlflow_trace_id_of
 from spanguard._mlflow.memory import manager_in_force
 from spanguard._mlflow.names import EXPERIMENT_KEY
 from spanguard._mlflow.optional import optional_module
-from spanguard._mlflow.provider import add_to, provider_in_force
+from spanguard._mlflow.provider import SpanListener, add_to, provider_in_force
+from spanguard._mlflow.shapes import RecordingSpan
 from spanguard._mlflow.watching import stand_in_for_initialize
 
 __all__ = ["is_recording", "start_recording", "stop_recording"]
-
-
-class SpanListener(Protocol):
-    """What a recording tells of. Called in the thread that starts or ends a span."""
-
-    def started(self, span: Any) -> None: ...
-
-    def ended(self, span: ReadableSpan) -> None: ...
-
-    def finished(self, trace: Trace) -> None: ...
 
 
 def is_recording() -> bool:
@@ -109,7 +100,7 @@ class _Recording(SpanProcessor):
         processor._start_trace = lambda root: self._start_trace(processor, root)
         return processor
 
-    def _start_trace(self, processor: Any, root: Any) -> TraceInfo:
+    def _start_trace(self, processor: Any, root: RecordingSpan) -> TraceInfo:
         """Do what MLflow's own does, which asks the store for the experiment that is in force."""
         given = root.attributes.get(EXPERIMENT_KEY)
         experiment_id = json.loads(given) if given else active_experiment_id() or "0"
@@ -125,7 +116,7 @@ class _Recording(SpanProcessor):
         manager_in_force().register_trace(root.context.trace_id, info)
         return info
 
-    def on_start(self, span: Any, parent_context: Any = None) -> None:
+    def on_start(self, span: Any, parent_context: Context | None = None) -> None:
         for listener in self.listeners:
             listener.started(span)
 
@@ -138,7 +129,7 @@ class _Recording(SpanProcessor):
         elif self._is_over(context.trace_id):
             self._finish(context.trace_id)
 
-    def _take_out(self, context: Any) -> None:
+    def _take_out(self, context: SpanContext) -> None:
         # Its trace began outside and goes to its store, which knows nothing of this span.
         trace_id = manager_in_force().get_mlflow_trace_id_from_otel_id(context.trace_id)
         with manager_in_force().get_trace(trace_id) as trace:
@@ -190,8 +181,8 @@ class _Settings:
         self._environment = {name: os.environ.get(name) for name in self._VARIABLES}
 
     @staticmethod
-    def _places() -> list[tuple[Any, str]]:
-        wrapper: Any = _provider_module.provider
+    def _places() -> list[tuple[object, str]]:
+        wrapper: object = _provider_module.provider
         return [
             (wrapper, "_isolated_tracer_provider"),
             (getattr(wrapper, "_isolated_tracer_provider_once", None), "_done"),

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from types import CodeType, FunctionType
-from typing import Any
 
 import mlflow
 
@@ -123,7 +122,7 @@ def _is_there(path: str, importing: bool) -> bool:
     return hasattr(owner, last) or (isinstance(owner, type) and _sets(owner, last))
 
 
-def _module(name: str, importing: bool) -> Any:
+def _module(name: str, importing: bool) -> object:
     """Return a module, None if there is none, `_UNKNOWN` if it is not to be imported."""
     if name in sys.modules:
         return sys.modules[name]
@@ -144,7 +143,7 @@ def _sets(owner: type, name: str) -> bool:
     )
 
 
-def _says(owner: Any, text: str) -> bool:
+def _says(owner: object, text: str) -> bool:
     return isinstance(owner, type) and any(
         isinstance(constant, str) and text in constant
         for code in _codes_of(owner)

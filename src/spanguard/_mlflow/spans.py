@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import Any, cast
+from typing import Any, TypeGuard
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Span as OtelSpan
+
+from spanguard._mlflow.shapes import RecordingSpan
 
 __all__ = [
     "attribute_names",
@@ -18,31 +20,31 @@ __all__ = [
 ]
 
 
-def otel_span(span: Any) -> OtelSpan | None:
+def otel_span(span: object) -> OtelSpan | None:
     """Return the OpenTelemetry span under an MLflow span; None for a double."""
-    inner = getattr(span, "_span", None)
+    inner: OtelSpan | None = getattr(span, "_span", None)
     if isinstance(inner, ReadableSpan):  # the common case first: OtelSpan's check is an ABC's
-        return cast("OtelSpan", inner)
+        return inner
     return inner if isinstance(inner, OtelSpan) else None
 
 
-def recording_span(span: Any) -> Any:
+def recording_span(span: object) -> RecordingSpan | None:
     """Return the recording OpenTelemetry span under an MLflow span, or None."""
-    inner = getattr(span, "_span", None)
+    inner: RecordingSpan | None = getattr(span, "_span", None)
     return inner if isinstance(inner, ReadableSpan) else None
 
 
-def attribute_names(span: Any) -> list[str]:
+def attribute_names(span: object) -> list[str]:
     """Return the names of a span's attributes, without decoding the values."""
     return list(getattr(getattr(span, "_span", None), "attributes", None) or ())
 
 
-def is_recording_kind(otel: Any) -> bool:
+def is_recording_kind(otel: object) -> TypeGuard[RecordingSpan]:
     """Tell a span that records from one that stands for a remote, disabled or dropped one."""
     return isinstance(otel, ReadableSpan)
 
 
-def has_ended(otel: Any) -> bool:
+def has_ended(otel: object) -> bool:
     """Tell whether an OpenTelemetry span has ended. Spans that never record have not."""
     return isinstance(otel, ReadableSpan) and otel.end_time is not None
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import mlflow
 from mlflow.entities import LiveSpan, NoOpSpan
@@ -14,12 +14,11 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.sampling import ParentBased
 from opentelemetry.trace import NonRecordingSpan, SpanContext
 
-if TYPE_CHECKING:
-    from mlflow.entities import Span
 from spanguard._mlflow import provider
 from spanguard._mlflow.active import mode
 from spanguard._mlflow.memory import is_buffered, live_span
 from spanguard._mlflow.optional import optional
+from spanguard._mlflow.shapes import MlflowSpan
 from spanguard._mlflow.spans import otel_span
 
 __all__ = [
@@ -37,21 +36,21 @@ __all__ = [
 ]
 
 
-def start_root(name: str, *, span_type: str, start_time_ns: int | None, **trace: Any) -> Span:
+def start_root(name: str, *, span_type: str, start_time_ns: int | None, **trace: Any) -> MlflowSpan:
     """Start a new trace, or what MLflow makes of it: a NoOpSpan where it is off or fails."""
     return mlflow.start_span_no_context(
         name, span_type=span_type, start_time_ns=start_time_ns, **trace
     )
 
 
-def start_child(parent: LiveSpan, name: str, *, span_type: str, start_time_ns: int | None) -> Span:
+def start_child(parent: Any, name: str, *, span_type: str, start_time_ns: int | None) -> MlflowSpan:
     """Start a span under a parent: a NoOpSpan where tracing is off, or where it fails."""
     return mlflow.start_span_no_context(
         name, span_type=span_type, parent_span=parent, start_time_ns=start_time_ns
     )
 
 
-def start_plain_child(parent: LiveSpan, name: str) -> LiveSpan | None:
+def start_plain_child(parent: Any, name: str) -> LiveSpan | None:
     """Start a span as `start_span_no_context` does, without its repeated look-up of the tracer.
 
     The look-up is a tenth of what a span costs. The span's type is left for the caller to write.
@@ -79,17 +78,17 @@ def records_nothing() -> bool:
     return provider.tracer is None or _is_off_here()
 
 
-def noop_span() -> Any:
+def noop_span() -> MlflowSpan:
     """Return a span that ignores."""
-    return cast("Any", NoOpSpan)()
+    return cast("Callable[[], MlflowSpan]", NoOpSpan)()
 
 
-def is_noop(span: Any) -> bool:
+def is_noop(span: object) -> bool:
     """Tell whether MLflow gave us a span that records nothing."""
     return span is None or isinstance(span, NoOpSpan)
 
 
-def carries_decision(span: Any) -> bool:
+def carries_decision(span: object) -> bool:
     """Tell whether a no-op span stands for a sampling decision that its children must share."""
     inner = otel_span(span)
     context = inner.get_span_context() if inner is not None else None
@@ -123,7 +122,7 @@ def let_children_follow(provider: TracerProvider) -> None:
         provider.sampler = ParentBased(provider.sampler)
 
 
-def sampled_out(span: Any) -> Any:
+def sampled_out(span: MlflowSpan) -> MlflowSpan:
     """Return a span that ignores, and whose children do, in place of one that was sampled out."""
     if carries_decision(span):
         return span
@@ -131,11 +130,11 @@ def sampled_out(span: Any) -> Any:
         int.from_bytes(os.urandom(16), "big"), int.from_bytes(os.urandom(8), "big"), False
     )
     decided = noop_span()
-    decided._span = NonRecordingSpan(context)
+    cast("Any", decided)._span = NonRecordingSpan(context)
     return decided
 
 
-def is_log_level(level: Any) -> bool:
+def is_log_level(level: object) -> bool:
     """Tell whether MLflow takes a log level. One that has none takes them all, and ignores them."""
     if _log_levels is None:
         return True

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
-from mlflow.entities import LiveSpan, SpanEvent
+from mlflow.entities import SpanEvent
 from opentelemetry.sdk.trace import Event
 
 from spanguard._mlflow.memory import live_span, manager_in_force, mlflow_trace_id
 from spanguard._mlflow.names import TRACE_NAME_KEY
 from spanguard._mlflow.optional import optional
+from spanguard._mlflow.shapes import MlflowSpan, RecordingSpan
 from spanguard._mlflow.spans import otel_span
 
 __all__ = [
@@ -46,26 +48,26 @@ def write_plain(otel: Any, values: dict[str, Any]) -> None:
     otel.set_attributes({key: _plain_encode(value) for key, value in values.items()})
 
 
-def attribute_count(span: Any) -> int:
+def attribute_count(span: object) -> int:
     """Return how many attributes a span holds, MLflow's own included; 0 for a double."""
     inner = getattr(span, "_span", None)
     attributes = getattr(inner, "_attributes", None)
     return len(attributes) if attributes is not None else 0
 
 
-def has_event(otel: Any, name: str) -> bool:
+def has_event(otel: RecordingSpan, name: str) -> bool:
     """Tell whether an OpenTelemetry span has an event of that name."""
     return any(event.name == name for event in otel.events)
 
 
-def add_last_event(otel: Any, name: str, attributes: dict[str, str]) -> None:
+def add_last_event(otel: RecordingSpan, name: str, attributes: dict[str, str]) -> None:
     """Add an event to a span that is ending: past `add_event`, and still before the store."""
     events = getattr(otel, "_events", None)
     if events is not None:
         events.append(Event(name, attributes, otel.end_time))
 
 
-def rename(span: LiveSpan, name: str) -> None:
+def rename(span: MlflowSpan, name: str) -> None:
     """Give an open span another name, and with a root its trace, unless that was renamed before.
 
     MLflow stores both as it finds them when they have ended.
@@ -78,13 +80,15 @@ def rename(span: LiveSpan, name: str) -> None:
                 trace.info.tags[TRACE_NAME_KEY] = name
 
 
-def make_event(name: str, attributes: dict[str, Any], timestamp: int | None = None) -> Any:
+def make_event(name: str, attributes: dict[str, Any], timestamp: int | None = None) -> SpanEvent:
     """Return a span event, that happened now if no time is given."""
     at = time.time_ns() if timestamp is None else timestamp  # MLflow 3.10 takes microseconds here
-    return cast("Any", SpanEvent)(name=name, attributes=attributes, timestamp=at)
+    return cast("Callable[..., SpanEvent]", SpanEvent)(
+        name=name, attributes=attributes, timestamp=at
+    )
 
 
-def make_link(trace_id: str, span_id: str, attributes: dict[str, Any] | None) -> Any:
+def make_link(trace_id: str, span_id: str, attributes: dict[str, object] | None) -> object:
     """Return a link to a span; None where MLflow has none (3.10)."""
     return _link(trace_id, span_id, attributes) if _link is not None else None
 
@@ -93,7 +97,7 @@ _link_type = optional("mlflow.entities", "Link")  # MLflow 3.10 has none
 _link = optional("mlflow.entities", "Link")  # MLflow 3.10 has none
 
 
-def link(otel: Any, trace_id: str, span_id: str) -> None:
+def link(otel: RecordingSpan, trace_id: str, span_id: str) -> None:
     """Link a span that has just started to one of another trace, where MLflow has links."""
     own_id = mlflow_trace_id(otel)
     live = live_span(own_id, f"{otel.context.span_id:016x}") if own_id else None

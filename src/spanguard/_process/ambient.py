@@ -9,7 +9,7 @@ of writing into a finished trace, which MLflow would make unreadable.
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from opentelemetry.trace import INVALID_SPAN
 from opentelemetry.trace import Span as OtelSpan
@@ -17,8 +17,10 @@ from opentelemetry.trace import Span as OtelSpan
 from spanguard._base.collector import is_collecting
 from spanguard._mlflow import spans, writing
 from spanguard._mlflow.active import ActiveState, activate, active_state, current_otel_span
+from spanguard._mlflow.shapes import MlflowSpan, RecordingSpan
 
 __all__ = [
+    "Active",
     "Ambient",
     "AmbientMark",
     "LOST_PARENT",
@@ -36,6 +38,15 @@ __all__ = [
 LOST_PARENT = "spanguard.lost_parent"
 
 
+class Standing(Protocol):
+    """What the registry knows of the span that a stand-in stands for (registry.py)."""
+
+    ended: bool
+
+    @property
+    def live(self) -> MlflowSpan | None: ...
+
+
 class StandIn:
     """An OpenTelemetry span by delegation: to the span while it is open, to the one below after.
 
@@ -45,11 +56,11 @@ class StandIn:
 
     __slots__ = ("__weakref__", "_further", "_span", "below", "entry", "trace_id")
 
-    def __init__(self, span: OtelSpan, below: Any) -> None:
+    def __init__(self, span: OtelSpan, below: Active) -> None:
         self._span: OtelSpan | None = span
-        self._further: Any = below  # below, or any open span further down
-        self.below: Any = below
-        self.entry: Any = None  # of the registry, set by who opened the span
+        self._further: Active = below  # below, or any open span further down
+        self.below: Active = below
+        self.entry: Standing | None = None  # of the registry, set by who opened the span
         self.trace_id = span.get_span_context().trace_id
 
     def fall_back(self) -> None:
@@ -67,21 +78,25 @@ class StandIn:
     def has_fallen(self) -> bool:
         return self._span is None
 
-    def resolve(self) -> Any:
+    def resolve(self) -> OtelSpan:
         """Return the span that this stands for."""
-        found: Any = self
+        found: Active = self
         while type(found) is StandIn:
             if found._span is not None:
                 return found._span
             found = self._further = found._further
-        return found
+        return cast("OtelSpan", found)
 
     @property  # type: ignore[misc]
-    def __class__(self) -> Any:  # pyright: ignore  # isinstance() answers for the span
+    def __class__(self) -> type:  # pyright: ignore  # isinstance() answers for the span
         return type(self.resolve())
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.resolve(), name)
+
+
+# What may be active: MLflow knows no difference.
+Active = OtelSpan | StandIn
 
 
 class Ambient:
@@ -89,7 +104,7 @@ class Ambient:
 
     __slots__ = ("_before", "stand_in")
 
-    def __init__(self, span: OtelSpan, below: OtelSpan | None = None) -> None:
+    def __init__(self, span: OtelSpan, below: Active | None = None) -> None:
         self.stand_in = StandIn(span, ambient_span() if below is None else below)
         self._before: ActiveState | None = None
 
@@ -123,7 +138,7 @@ class OverlappingAmbient(Ambient):
 
     def leave(self) -> None:
         """Restore what was active before, unless a span above this one is open."""
-        active: Any = current_otel_span()
+        active: Active = current_otel_span()
         while type(active) is StandIn and active is not self.stand_in and active.has_fallen:
             active = active.below
         is_on_top = active is self.stand_in or _is_left_over(active, self.stand_in)
@@ -131,7 +146,7 @@ class OverlappingAmbient(Ambient):
             self._before.restore()
 
 
-def _holds(active: Any, wanted: StandIn) -> bool:
+def _holds(active: Active, wanted: StandIn) -> bool:
     """Tell whether `wanted` is active, or below what is active."""
     while type(active) is StandIn:
         if active is wanted:
@@ -140,7 +155,7 @@ def _holds(active: Any, wanted: StandIn) -> bool:
     return _is_left_over(active, wanted)
 
 
-def _is_left_over(active: Any, wanted: StandIn) -> bool:
+def _is_left_over(active: Active, wanted: StandIn) -> bool:
     """Tell whether an ended span of MLflow's fluent API hides the wanted one below it.
 
     Code that never closed it has left it active; it was an orphan under the wanted span if it is
@@ -157,7 +172,7 @@ def ambient_span() -> OtelSpan:
     return _standing(current_otel_span())
 
 
-def _standing(active: Any) -> OtelSpan:
+def _standing(active: Active) -> OtelSpan:
     while type(active) is StandIn and active.has_fallen:
         active = active.below
     return cast("OtelSpan", active)
@@ -165,7 +180,7 @@ def _standing(active: Any) -> OtelSpan:
 
 def other_span() -> OtelSpan:
     """Return what another API has made active here, below all that we have put there."""
-    active: Any = current_otel_span()
+    active: Active = current_otel_span()
     while type(active) is StandIn:
         active = active.below
     return cast("OtelSpan", active)
@@ -215,7 +230,7 @@ class Origin:
         self.span_id = span_id
         self.has_followers = False
 
-    def follow(self, root: OtelSpan) -> None:
+    def follow(self, root: RecordingSpan) -> None:
         """Link a root to the span, and say so in an attribute: not every MLflow has links."""
         self.has_followers = True
         writing.write_plain(root, {LOST_PARENT: f"{self.trace_id}/{self.span_id}"})

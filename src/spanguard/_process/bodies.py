@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextvars import ContextVar
 from typing import Any
 
-from spanguard._base.settings import context_settings
+from spanguard._base.settings import SettingBlock, context_settings
 from spanguard._mlflow.active import ActiveState, active_state
 from spanguard._process.ambient import pushed
 from spanguard._process.strands import Work, work_here
@@ -58,12 +58,15 @@ class BodyContext:
         _set_variables(*self._consumer_variables)
 
 
-def _variables() -> tuple[Any, tuple[Any, ...], Work | None, BodyContext | None]:
+def _variables() -> tuple[object, tuple[SettingBlock, ...], Work | None, BodyContext | None]:
     return pushed.get(), context_settings.get(), work_here.get(), _body_here.get()
 
 
 def _set_variables(
-    innermost: Any, settings: tuple[Any, ...], work: Work | None, body: BodyContext | None
+    innermost: object,
+    settings: tuple[SettingBlock, ...],
+    work: Work | None,
+    body: BodyContext | None,
 ) -> None:
     pushed.set(innermost)
     context_settings.set(settings)

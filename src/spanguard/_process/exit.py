@@ -88,7 +88,7 @@ def _register_in_billiard_child() -> None:
     # Celery's own multiprocessing. What its pool forks leaves by os._exit past the finalizers
     # too, when it has done its number of tasks; but it tells before it does (test_exit.py).
     module = sys.modules.get("billiard.process")
-    process: Any = module.current_process() if module is not None else None
+    process: object = module.current_process() if module is not None else None
     if getattr(process, "_parent_pid", None) is None:
         return
     worker: Any = getattr(process, "_target", None)
@@ -106,7 +106,7 @@ class _AfterAll:
     def __init__(self, before: Callable[..., object] | None) -> None:
         self._before = before
 
-    def __call__(self, *arguments: Any) -> None:
+    def __call__(self, *arguments: object) -> None:
         try:
             if self._before is not None:
                 self._before(*arguments)
@@ -114,7 +114,7 @@ class _AfterAll:
             _at_exit()
 
 
-_threads_hook_before: Callable[[Any], object] | None = None
+_threads_hook_before: Callable[[threading.ExceptHookArgs], object] | None = None
 
 
 def _register_for_failing_threads() -> None:
@@ -124,7 +124,7 @@ def _register_for_failing_threads() -> None:
         threading.excepthook = _on_failed_thread
 
 
-def _on_failed_thread(args: Any) -> None:
+def _on_failed_thread(args: threading.ExceptHookArgs) -> None:
     with contained("noting the exception that ended a thread"):
         if args.exc_value is not None and args.thread is not None:
             orphans.note_failure(args.thread, args.exc_value)

@@ -7,12 +7,14 @@ from collections import deque
 from typing import Any
 
 from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.trace import SpanContext
 
 from spanguard._base.findings import contained, internal_error, settle
 from spanguard._base.open_span import OpenSpan
 from spanguard._base.site import Site
 from spanguard._mlflow import ending, exporting, fork, keeping, memory, queue, watching
-from spanguard._mlflow.active import span_in
+from spanguard._mlflow.active import Context, span_in
+from spanguard._mlflow.shapes import RecordingSpan
 from spanguard._mlflow.spans import otel_span
 from spanguard._process.ambient import StandIn, origin_here
 from spanguard._process.dropped import forget_put_aside
@@ -44,7 +46,7 @@ _parents_traces: set[int] = set()
 class _Watcher(SpanProcessor):
     """Hears of every start and end. Must not raise: it runs inside MLflow's own start and end."""
 
-    def on_start(self, span: Any, parent_context: Any = None) -> None:
+    def on_start(self, span: Any, parent_context: Context | None = None) -> None:
         try:
             note_start(span, parent_context)
         except BaseException as error:
@@ -87,7 +89,7 @@ class _Watcher(SpanProcessor):
         return True
 
 
-def _note_end_of(span: Any) -> None:
+def _note_end_of(span: RecordingSpan) -> None:
     if span.parent is None:
         _ended_traces.append(span.context.trace_id)
         exporting.note_end_of_trace(span.context.trace_id)
@@ -96,7 +98,7 @@ def _note_end_of(span: Any) -> None:
         note_end(entry)
 
 
-def note_start(span: Any, parent_context: Any = None) -> None:
+def note_start(span: RecordingSpan, parent_context: Context | None = None) -> None:
     """Take note of a span that is open from now on."""
     parent = span.parent
     parent_entry: Entry | RemoteParent | None = None
@@ -121,9 +123,9 @@ def note_start(span: Any, parent_context: Any = None) -> None:
             hear_of(trace_id)
 
 
-def _remote_parent(parent: Any, parent_context: Any) -> RemoteParent | None:
+def _remote_parent(parent: SpanContext, parent_context: Context | None) -> RemoteParent | None:
     """Return what a span of another process is here, where a span is opened right under it."""
-    active: Any = span_in(parent_context) if parent.is_remote else None
+    active: object = span_in(parent_context) if parent.is_remote else None
     entry = active.entry if type(active) is StandIn else None
     return entry if isinstance(entry, RemoteParent) else None
 
@@ -193,7 +195,7 @@ def hear_of(trace_id: str) -> None:
                 adopt(parent, entry)
 
 
-def _note_late(otel: Any) -> None:
+def _note_late(otel: RecordingSpan) -> None:
     span_id = otel.get_span_context().span_id
     parent = open.get(otel.parent.span_id) if otel.parent is not None else None
     entry = Entry(otel, span_id, parent)

@@ -16,13 +16,13 @@ import time
 import weakref
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, Protocol, cast
-
-from opentelemetry.trace import Span as OtelSpan
+from typing import Protocol
 
 from spanguard._base.open_span import OpenSpan
 from spanguard._base.site import opener
 from spanguard._mlflow import memory
+from spanguard._mlflow.ending import Ender
+from spanguard._mlflow.shapes import MlflowSpan, RecordingSpan
 from spanguard._mlflow.spans import is_recording_kind
 from spanguard._process.ambient import StandIn
 from spanguard._process.dropped import put_aside
@@ -91,9 +91,11 @@ class Entry:
         "strand",
     )
 
-    def __init__(self, otel: Any, span_id: int, parent: Entry | RemoteParent | None) -> None:
+    def __init__(
+        self, otel: RecordingSpan, span_id: int, parent: Entry | RemoteParent | None
+    ) -> None:
         # Weak: a span that raw code abandons may go when MLflow's buffer lets it go.
-        self._otel: weakref.ref[Any] = weakref.ref(otel, lambda _: _forget(span_id))
+        self._otel: weakref.ref[RecordingSpan] = weakref.ref(otel, lambda _: _forget(span_id))
         self.span_id = span_id
         self.parent = parent
         self.children: dict[int, Entry] = {}
@@ -107,8 +109,8 @@ class Entry:
         self.orphaned_by: str | None = None
         self.met: Encounters | None = None
         # Set by _lifecycle/handle.py for spans opened through spanguard:
-        self.live: Any = None
-        self.ender: Callable[[Any, int | None], None] | None = None
+        self.live: MlflowSpan | None = None
+        self.ender: Ender | None = None
         self.handle: weakref.ref[Handle] | None = None
         self.stand_in: StandIn | None = None
         # What is to be done when it ends, by whatever API; and what it keeps alive until then.
@@ -117,7 +119,7 @@ class Entry:
         self.awaits: Callable[[], object] | None = None
 
     @property
-    def otel(self) -> Any:
+    def otel(self) -> RecordingSpan | None:
         """The OpenTelemetry span, or None when nobody holds it any more."""
         return self._otel()
 
@@ -126,7 +128,7 @@ class Entry:
         """Whether it is neither ended, nor closed and only waiting for others."""
         return not self.ended and self.awaits is None
 
-    def mlflow_span(self) -> Any:
+    def mlflow_span(self) -> MlflowSpan | None:
         """Return the live MLflow span; None if MLflow has dropped it."""
         if self.live is not None:
             return self.live
@@ -240,12 +242,12 @@ def note_end(entry: Entry) -> None:
         top.awaits()
 
 
-def entry_of(otel: OtelSpan | None) -> Entry | None:
+def entry_of(otel: object) -> Entry | None:
     """Return the entry of a span that is open in this process."""
     # A span that does not record (disabled, sampled out) may carry its parent's ids.
     if not is_recording_kind(otel):
         return None
-    return open.get(cast("OtelSpan", otel).get_span_context().span_id)
+    return open.get(otel.get_span_context().span_id)
 
 
 def entry_by_id(span_id: str) -> Entry | None:

@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Iterable
 from types import FrameType
-from typing import Any
 
 from spanguard._base.config import current_limits
 from spanguard._base.findings import contained, internal_error, settle
@@ -55,7 +54,7 @@ def install_signal_handlers(signals: Iterable[int] = (signal.SIGTERM,)) -> bool:
 _MOST = 1_000  # of an iterable that may have no end
 
 
-def _name(given: Any) -> str:
+def _name(given: object) -> str:
     number = whole_number_of(given)
     try:
         return signal.Signals(number or 0).name
@@ -63,7 +62,7 @@ def _name(given: Any) -> str:
         return f"signal {clean_text(safe_repr(given), 100)}"
 
 
-def _install(given: Any) -> bool:
+def _install(given: object) -> bool:
     number = whole_number_of(given)
     if number is None or threading.current_thread() is not threading.main_thread():
         return False
@@ -82,7 +81,7 @@ def _install(given: Any) -> bool:
 class _Handler:
     """Handles one signal: once it has closed and stored, it hands on to what was there before."""
 
-    def __init__(self, number: int, before: Any) -> None:
+    def __init__(self, number: int, before: object) -> None:
         self._number = number
         self._before = before
         self._closing: threading.Thread | None = None

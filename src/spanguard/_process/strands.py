@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from contextvars import ContextVar
-from typing import Any, cast
+from typing import cast
 
 from spanguard._base.tasks import is_over, may_run_a_task, running_task
 
@@ -26,14 +26,14 @@ class Work:
         self.moves = moves  # it may go on elsewhere, when what runs it now is over
         self.strand: Strand | None = None  # that runs it now
 
-    def begin_step(self) -> Any:
+    def begin_step(self) -> Work | None:
         """Let what runs here from now on be this work's; return what was before."""
         before = work_here.get()
         self.strand = Strand()
         work_here.set(self)
         return before
 
-    def end_step(self, before: Any, *, is_over: bool) -> None:
+    def end_step(self, before: Work | None, *, is_over: bool) -> None:
         """Let what runs here be what was before."""
         self.is_over = self.is_over or is_over
         if work_here.get() is self:

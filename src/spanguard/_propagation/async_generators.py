@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Callable
-from typing import TYPE_CHECKING, Any, cast
-
-import wrapt
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, cast
 
 from spanguard._base.findings import contained
+from spanguard._base.proxies import ObjectProxy
 from spanguard._process.dropped import put_aside
-from spanguard._record.outcome import CLOSED_EARLY, Outcome
-
-if TYPE_CHECKING:
-    _ObjectProxy = wrapt.BaseObjectProxy[Any]
-else:
-    _ObjectProxy = wrapt.BaseObjectProxy
 from spanguard._propagation.drive import Drive, Recorder, Turn
 from spanguard._propagation.generators import finish_dropped
+from spanguard._record.outcome import CLOSED_EARLY, Outcome
 
 __all__ = ["TracedAsyncGenerator"]
 
 
-class TracedAsyncGenerator(_ObjectProxy):
+class TracedAsyncGenerator(ObjectProxy):
     """An async generator whose steps run under its own span."""
 
-    def __init__(self, generator: Any, recorder: Recorder) -> None:
+    def __init__(self, generator: AsyncGenerator[Any, Any], recorder: Recorder) -> None:
         super().__init__(generator)
         self._self_drive = Drive(recorder)
         self._self_loop: asyncio.AbstractEventLoop | None = None
@@ -39,7 +33,7 @@ class TracedAsyncGenerator(_ObjectProxy):
     def __anext__(self) -> Any:
         return self._self_step(self.__wrapped__.__anext__)
 
-    def asend(self, value: Any) -> Any:
+    def asend(self, value: object) -> Any:
         if value is not None and not self._self_drive.has_begun:
             return self.__wrapped__.asend(value)
         return self._self_step(self.__wrapped__.asend, value)
@@ -131,24 +125,27 @@ class TracedAsyncGenerator(_ObjectProxy):
         loop.call_soon_threadsafe(_close_in, loop, drive, generator, outcome)
 
 
-class _Dropped(_ObjectProxy):
+class _Dropped(ObjectProxy):
     """An async generator that nobody holds, to its loop: closing it ends its span."""
 
-    def __init__(self, generator: Any, drive: Drive, outcome: Outcome) -> None:
+    def __init__(self, generator: AsyncGenerator[Any, Any], drive: Drive, outcome: Outcome) -> None:
         super().__init__(generator)
         self._self_drive = drive
         self._self_outcome = outcome
 
-    def aclose(self) -> Any:
+    def aclose(self) -> Awaitable[None]:
         return _aclose(self._self_drive, self.__wrapped__, self._self_outcome)
 
 
 def _close_in(
-    loop: asyncio.AbstractEventLoop, drive: Drive, generator: Any, outcome: Outcome
+    loop: asyncio.AbstractEventLoop,
+    drive: Drive,
+    generator: AsyncGenerator[Any, Any],
+    outcome: Outcome,
 ) -> None:
     task = loop.create_task(_aclose(drive, generator, outcome))
 
-    def make_sure(done: Any) -> None:
+    def make_sure(done: object) -> None:
         # The loop ended before the clean-up could: the span is closed all the same.
         with drive.body:
             drive.finish(None, outcome)
@@ -156,7 +153,7 @@ def _close_in(
     task.add_done_callback(make_sure)
 
 
-async def _aclose(drive: Drive, generator: Any, outcome: Outcome) -> None:
+async def _aclose(drive: Drive, generator: AsyncGenerator[Any, Any], outcome: Outcome) -> None:
     with drive.body:
         try:
             await generator.aclose()

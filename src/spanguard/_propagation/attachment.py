@@ -10,6 +10,7 @@ from types import CodeType, TracebackType
 from typing import Any, cast
 
 from opentelemetry.trace import INVALID_SPAN
+from opentelemetry.trace import Span as OtelSpan
 
 from spanguard._base.blocks import Block
 from spanguard._base.config import StrictSetting, is_strict
@@ -68,7 +69,7 @@ class Attachment(Block[None]):
         context: Captured,
         *,
         hand_over: Callable[[], object] | None = None,
-        about: Callable[..., Any] | None = None,
+        about: Callable[..., object] | None = None,
     ) -> None:
         self._context = context
         self._hand_over = hand_over or hand_over_spans
@@ -242,7 +243,7 @@ class _Arrival:
         self._is_done = self._is_given_up = False
         self.has_destination = False
         self.finding: TraceLostError | None = None
-        self.here: Any = None  # what is to be active
+        self.here: OtelSpan | None = None  # what is to be active
         self.is_late = False  # the trace is over
 
     @property
@@ -307,7 +308,7 @@ def _is_over(context: Captured, asks: bool) -> bool:
     return bool(store.ask(looking, lambda: stored.has_ended_in_store(trace_id)))
 
 
-def _standing_span(context: Captured) -> Any:
+def _standing_span(context: Captured) -> OtelSpan | None:
     """Return the captured span itself, or what stands for it, while it is open in its trace."""
     active = context._local
     if active is None or spans.has_ended(active):
@@ -316,7 +317,7 @@ def _standing_span(context: Captured) -> Any:
     return active if span_context.trace_id == context._otel_trace_id else None
 
 
-def _still_open(context: Captured) -> Any:
+def _still_open(context: Captured) -> OtelSpan | None:
     """Return what is open here of the span that a context names: itself, or its trace's root."""
     if context.traceparent is None or context.trace_id is None:
         return None
@@ -324,7 +325,7 @@ def _still_open(context: Captured) -> Any:
     if entry is not None and entry.otel is not None:
         in_trace = memory.mlflow_trace_id(entry.otel) == context.trace_id
         if in_trace:
-            return entry.stand_in or entry.otel
+            return cast("OtelSpan", entry.stand_in or entry.otel)
     root = memory.root_span(context.trace_id)
     if root is None or root.end_time_ns is not None:
         return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import FunctionType, MethodType
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -57,7 +57,7 @@ class Carried:
         with self._attachment():
             return self._function(*args, **kwargs)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         return _carried, (self._function, self._context)
 
     def __copy__(self) -> Carried:
@@ -80,7 +80,7 @@ class Carried:
             return self._carried_function
 
     @property  # type: ignore[misc]
-    def __class__(self) -> Any:  # pyright: ignore
+    def __class__(self) -> type:  # pyright: ignore
         # Ray takes functions only. Of others that ask, RQ would keep a function's name.
         is_function = isinstance(self._function, FunctionType) and ray_asking()
         return FunctionType if is_function else type(self)
@@ -95,7 +95,7 @@ class Carried:
                 self._look_at(name, found)
         return found
 
-    def _look_at(self, name: str, found: Any) -> None:
+    def _look_at(self, name: str, found: object) -> None:
         """Tell once of a method that would run the function without what is carried.
 
         `carry(task).delay(x)` of Celery sends the task's name.
@@ -119,7 +119,7 @@ _SENDERS = frozenset({"apply_async", "delay", "enqueue", "remote", "send"})
 """What engines put on functions, to send them by name."""
 
 
-def _name_of(function: Any) -> str:
+def _name_of(function: object) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
@@ -199,7 +199,7 @@ class _AttachedAsyncBody:
 class _CarriedAsyncGenerator(TracedAsyncGenerator):
     """An async generator that waits for the store, at its end, as its last step does."""
 
-    def __init__(self, generator: Any, body: _AttachedAsyncBody) -> None:
+    def __init__(self, generator: AsyncGenerator[Any, Any], body: _AttachedAsyncBody) -> None:
         super().__init__(generator, Recorder(body.open))
         self._self_body = body
 

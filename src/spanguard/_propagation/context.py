@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from opentelemetry.trace import Span as OtelSpan
+
 from spanguard._base.config import is_strict
 from spanguard._base.findings import contained, settle
 from spanguard._base.interrupts import is_the_users
@@ -51,20 +53,21 @@ class TraceContext:
     experiment_id: str | None = None
     strict: bool | None = None
     _origin: str | None = None
-    _local: Any = field(default=None, compare=False)  # the span itself, in its own process
+    # The span itself, in its own process.
+    _local: OtelSpan | None = field(default=None, compare=False)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         # Without the span itself: what crosses is strings.
         return TraceContext, self._strings()
 
-    def _strings(self) -> tuple[Any, ...]:
+    def _strings(self) -> tuple[object, ...]:
         return tuple(getattr(self, one.name) for one in fields(self) if one.compare)
 
     def __bool__(self) -> bool:
         return self.traceparent is not None
 
     @property
-    def _span(self) -> Any:
+    def _span(self) -> OtelSpan | None:
         """OpenTelemetry's stand-in for the span; None where there is none."""
         return None if self.traceparent is None else remote_span(self.traceparent)
 
@@ -166,7 +169,7 @@ def _header(headers: Any) -> str | None:
     return None
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value.decode("latin-1") if type(value) is bytes else text_of(value) or ""
 
 

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator
+from typing import Any
 
-import wrapt
-
-from spanguard._lifecycle.handle import SpanHandle
+from spanguard._base.proxies import ObjectProxy
 from spanguard._process.dropped import is_inside_tracing, put_aside
-
-if TYPE_CHECKING:
-    _ObjectProxy = wrapt.BaseObjectProxy[Any]
-else:
-    _ObjectProxy = wrapt.BaseObjectProxy
-from spanguard._propagation.generators import run_steps, steps_of
+from spanguard._propagation.generators import Opens, Writes, run_steps, steps_of
 
 __all__ = ["TracedCoroutine", "TracedGeneratorCoroutine"]
 
 
-class TracedCoroutine(_ObjectProxy):
+class TracedCoroutine(ObjectProxy):
     """A coroutine that runs under its own span, from its first step on."""
 
     def __init__(
         self,
-        coroutine: Any,
-        open_: Callable[[], SpanHandle],
-        write: Callable[[SpanHandle, Any], None],
+        coroutine: object,
+        open_: Opens,
+        write: Writes,
     ) -> None:
         super().__init__(coroutine)
-        self._self_parts: tuple[Any, Any] | None = (open_, write)
+        self._self_parts: tuple[Opens, Writes] | None = (open_, write)
         self._self_abandoned: list[bool] = []
         self._self_run: Generator[Any, Any, Any] | None = None
 
@@ -44,7 +37,7 @@ class TracedCoroutine(_ObjectProxy):
         (open_, write), self._self_parts = self._self_parts, None
         return run_steps(self.__wrapped__, open_, write, self._self_abandoned)
 
-    def send(self, value: Any) -> Any:
+    def send(self, value: object) -> Any:
         run = self._self_run
         if run is None:
             run = self._self_run = self._self_runner()

@@ -5,19 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
-
-import wrapt
+from typing import Any, Protocol
 
 from spanguard._base.findings import contained
 from spanguard._process.bodies import BodyContext
 from spanguard._record.items import Items
 from spanguard._record.outcome import ABANDONED, CLOSED_EARLY, Outcome
-
-if TYPE_CHECKING:
-    _ObjectProxy = wrapt.BaseObjectProxy[Any]
-else:
-    _ObjectProxy = wrapt.BaseObjectProxy
 
 __all__ = ["Drive", "Recorder", "Turn"]
 
@@ -51,7 +44,7 @@ class Recorder:
         assert open_ is not None, "a span is opened once"
         return open_()
 
-    def keep(self, item: Any) -> None:
+    def keep(self, item: object) -> None:
         """Take of an item what is to be recorded."""
         if self._items is not None:
             with contained("recording an item of a generator"):

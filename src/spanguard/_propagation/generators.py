@@ -9,24 +9,25 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import wrapt
-
+from spanguard._base.proxies import ObjectProxy
 from spanguard._lifecycle.handle import SpanHandle
 from spanguard._process.dropped import is_inside_tracing, put_aside
+from spanguard._propagation.drive import Drive, Recorder, Turn
 from spanguard._record.outcome import ABANDONED, CLOSED_EARLY, Outcome
 
-if TYPE_CHECKING:
-    _ObjectProxy = wrapt.BaseObjectProxy[Any]
-else:
-    _ObjectProxy = wrapt.BaseObjectProxy
-from spanguard._propagation.drive import Drive, Recorder, Turn
-
-__all__ = ["TracedGenerator", "finish_dropped", "run_steps", "steps_of"]
+__all__ = ["Opens", "TracedGenerator", "Writes", "finish_dropped", "run_steps", "steps_of"]
 
 
-class TracedGenerator(_ObjectProxy):
+Opens = Callable[[], SpanHandle]
+"""Opens the span of a call."""
+
+Writes = Callable[[SpanHandle, object], None]
+"""Records on it what the call gives back."""
+
+
+class TracedGenerator(ObjectProxy):
     """A generator whose steps run under its own span."""
 
     def __init__(self, generator: Generator[Any, Any, Any], recorder: Recorder) -> None:
@@ -40,7 +41,7 @@ class TracedGenerator(_ObjectProxy):
     def __next__(self) -> Any:
         return self._self_step(self.__wrapped__.__next__)
 
-    def send(self, value: Any) -> Any:
+    def send(self, value: object) -> Any:
         if value is not None and not self._self_drive.has_begun:
             return self.__wrapped__.send(value)  # refused, and not begun by that
         return self._self_step(self.__wrapped__.send, value)
@@ -110,7 +111,7 @@ class TracedGenerator(_ObjectProxy):
             self._self_close(drive.dropped_as())
 
 
-def _close_dropped(generator: Any, drive: Drive, outcome: Outcome) -> None:
+def _close_dropped(generator: Generator[Any, Any, Any], drive: Drive, outcome: Outcome) -> None:
     with drive.body:
         try:
             generator.close()
@@ -126,9 +127,9 @@ def finish_dropped(drive: Drive, outcome: Outcome) -> None:
 
 
 def run_steps(
-    coroutine: Any,
-    open_: Callable[[], SpanHandle],
-    write: Callable[[SpanHandle, Any], None],
+    coroutine: object,
+    open_: Opens,
+    write: Writes,
     abandoned: list[bool],
 ) -> Generator[Any, Any, Any]:
     handle = open_()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from opentelemetry.trace import INVALID_SPAN
+from opentelemetry.trace import Span as OtelSpan
 
 from spanguard._base.findings import contained, settle
 from spanguard._base.site import Site
@@ -49,13 +50,13 @@ class Captured(Protocol):
     @property
     def _origin(self) -> str | None: ...
     @property
-    def _local(self) -> Any: ...
+    def _local(self) -> OtelSpan | None: ...
     @property
     def _is_recorded(self) -> bool: ...
     @property
     def _otel_trace_id(self) -> int: ...
     @property
-    def _span(self) -> Any: ...
+    def _span(self) -> OtelSpan | None: ...
 
 
 class RemoteWork:
@@ -64,7 +65,7 @@ class RemoteWork:
     __slots__ = ("_ambient", "_otel_trace_id", "_parent", "_recorded")
 
     def __init__(self, context: Captured) -> None:
-        span = cast("Any", remote_span(cast("str", context.traceparent)))
+        span = cast("OtelSpan", remote_span(cast("str", context.traceparent)))
         span_context = span.get_span_context()
         self._otel_trace_id: int = span_context.trace_id
         # What was sampled out there is not recorded here: MLflow needs to know nothing of it.

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 __all__ = ["Encounters", "Meets", "meet"]
 
@@ -32,7 +33,9 @@ class _Place(Protocol):
 
     span_id: int
     met: Encounters | None
-    parent: Any
+
+    @property
+    def parent(self) -> _Place | None: ...
 
 
 Meets = _Place | None
@@ -57,7 +60,7 @@ def meet(place: Meets, raised: BaseException) -> set[int]:
 
 
 # Not vars(): the exception's class may have its own idea of `__dict__`.
-_dict_of: Any = vars(BaseException)["__dict__"].__get__
+_dict_of: Callable[[BaseException], object] = vars(BaseException)["__dict__"].__get__
 
 
 def _token(raised: BaseException) -> object:

@@ -27,18 +27,18 @@ class Items:
         self._most = most
         self._look = look
         self._budget = Budget()
-        self.kept: list[Any] = []
+        self.kept: list[object] = []
         self.taken = 0
         self.count = 0
 
-    def take(self, item: Any) -> None:
+    def take(self, item: object) -> None:
         """Take an item while there is room; count all: a long stream must not grow memory."""
         self.count += 1
         if self.count <= self._most and not self._budget.is_spent:
             self.taken += 1
             self._keep(item)
 
-    def _keep(self, item: Any) -> None:
+    def _keep(self, item: object) -> None:
         seen: Any = [item]
         if self._look is not None:
             seen = self._look(seen)
@@ -51,5 +51,5 @@ class WholeItems(Items):
 
     __slots__ = ()
 
-    def _keep(self, item: Any) -> None:
+    def _keep(self, item: object) -> None:
         self.kept.append(item)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from spanguard._base.config import current_limits
 from spanguard._base.interrupts import is_the_users
@@ -86,7 +86,7 @@ def describe(exception: BaseException) -> dict[str, str]:
     }
 
 
-def event_attributes(exception: BaseException, *, with_stack: bool) -> dict[str, Any]:
+def event_attributes(exception: BaseException, *, with_stack: bool) -> dict[str, str]:
     """Return the attributes of the `exception` event, by OpenTelemetry's names."""
     described = describe(exception)
     attributes = {

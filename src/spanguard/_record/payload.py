@@ -45,7 +45,7 @@ _MAX_PAIRS = 10_000  # of an iterable that may have no end
 _NOT_PLAIN = -1
 
 
-def clean(value: Any) -> Any:
+def clean(value: object) -> Any:
     """Return the value itself if MLflow can record it as it is, else a recordable likeness."""
     return value if is_plain(value) else Budget().take(value)
 
@@ -62,7 +62,7 @@ class Budget:
     def is_spent(self) -> bool:
         return self._rebuilder.left <= 0
 
-    def take(self, value: Any) -> Any:
+    def take(self, value: object) -> Any:
         """Return a recordable likeness that shares nothing with the value that could change."""
         try:
             return self._rebuilder.rebuild(value, MAX_DEPTH)
@@ -72,7 +72,7 @@ class Budget:
             return f"[spanguard: {kind_name(value)} not recorded, {kind_name(error)}]"
 
 
-def is_plain(value: Any) -> bool:
+def is_plain(value: object) -> bool:
     """Tell whether a value is plain JSON within the caps."""
     return _is_within(value, current_limits().value_chars, any_string=True)
 
@@ -85,12 +85,12 @@ def is_plain_under(value: Any, limit: int) -> bool:
     return kind is bool or kind is float or _is_within(value, limit, any_string=True)
 
 
-def is_simple(value: Any) -> bool:
+def is_simple(value: object) -> bool:
     """Tell whether a value is plain and can hold nothing that MLflow stores as an attachment."""
     return _is_within(value, current_limits().value_chars, any_string=False)
 
 
-def _is_within(value: Any, limit: int, *, any_string: bool) -> bool:
+def _is_within(value: object, limit: int, *, any_string: bool) -> bool:
     try:
         return 0 <= _plain_cost(value, MAX_DEPTH, limit, any_string) <= limit
     except (RuntimeError, RecursionError):
@@ -162,7 +162,7 @@ class _Rebuilder:
             return self._container(value, depth)
         return self._foreign(value, depth)
 
-    def _container(self, value: Any, depth: int) -> Any:
+    def _container(self, value: Any, depth: int) -> object:
         if depth <= 0:
             return f"[spanguard: nested deeper than {MAX_DEPTH} levels]"
         if id(value) in self._path:
@@ -177,8 +177,8 @@ class _Rebuilder:
         finally:
             self._path.discard(id(value))
 
-    def _mapping(self, items: list[tuple[Any, Any]], depth: int) -> dict[str, Any]:
-        rebuilt: dict[str, Any] = {}
+    def _mapping(self, items: list[tuple[object, object]], depth: int) -> dict[str, object]:
+        rebuilt: dict[str, object] = {}
         for number, (key, item) in enumerate(items):
             if self.left <= 0:
                 rebuilt["[spanguard]"] = f"{len(items) - number} more entries left out"
@@ -189,8 +189,8 @@ class _Rebuilder:
             rebuilt[text] = self.rebuild(item, depth)
         return rebuilt
 
-    def _sequence(self, items: list[Any], depth: int) -> list[Any]:
-        rebuilt: list[Any] = []
+    def _sequence(self, items: list[object], depth: int) -> list[object]:
+        rebuilt: list[object] = []
         for number, item in enumerate(items):
             if self.left <= 0:
                 rebuilt.append(f"[spanguard: {len(items) - number} more items left out]")
@@ -198,7 +198,7 @@ class _Rebuilder:
             rebuilt.append(self.rebuild(item, depth))
         return rebuilt
 
-    def _foreign(self, value: Any, depth: int) -> Any:
+    def _foreign(self, value: object, depth: int) -> object:
         if depth <= 0:
             return self._text(safe_repr(value))
         try:
@@ -239,7 +239,7 @@ known_keys: set[str] = set()
 _MAX_KNOWN_KEYS = 10_000
 
 
-def clean_key(key: Any) -> str:
+def clean_key(key: object) -> str:
     """Return the text of a key, which must not be empty: OpenTelemetry would drop the value."""
     text = clean_text(key) or "(empty)"
     if text is key and len(known_keys) < _MAX_KNOWN_KEYS:
@@ -247,7 +247,7 @@ def clean_key(key: Any) -> str:
     return text
 
 
-def clean_labels(labels: Any) -> dict[str, str]:
+def clean_labels(labels: object) -> dict[str, str]:
     """Return tags or metadata as MLflow needs them: strings to strings, cut."""
     return {
         clean_key(key): clean_text(value, MAX_LABEL_CHARS)
@@ -255,12 +255,12 @@ def clean_labels(labels: Any) -> dict[str, str]:
     }
 
 
-def clean_attributes(attributes: Any) -> dict[str, Any]:
+def clean_attributes(attributes: object) -> dict[str, object]:
     """Return attributes under string keys, every value recordable."""
     return {clean_key(key): clean(value) for key, value in as_mapping(attributes).items()}
 
 
-def clean_facts(facts: Any) -> dict[str, Any]:
+def clean_facts(facts: object) -> dict[str, object]:
     """Return the attributes of an event or a link: scalars, and lists of one kind of them.
 
     OpenTelemetry has no others there; what is more than that becomes its JSON text.
@@ -271,7 +271,7 @@ def clean_facts(facts: Any) -> dict[str, Any]:
 _SCALARS = (str, bool, int, float)
 
 
-def _fact(value: Any) -> Any:
+def _fact(value: object) -> object:
     cleaned = clean(value)
     if type(cleaned) in _SCALARS:
         return cleaned
@@ -282,7 +282,7 @@ def _fact(value: Any) -> Any:
     return json.dumps(cleaned, cls=payloads.payload_encoder(), ensure_ascii=False)
 
 
-def as_mapping(value: Any) -> dict[Any, Any]:
+def as_mapping(value: Any) -> dict[Any, object]:
     """Read a mapping, or pairs, into a dict; keep anything else whole under the key `value`."""
     if type(value) is dict:
         return value.copy()  # another thread may change it while it is gone through

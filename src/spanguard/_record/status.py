@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import wrapt
 from mlflow.entities import SpanStatus, SpanStatusCode
 from opentelemetry.trace import Status, StatusCode
 
 from spanguard._base.values import attribute_of, is_a, text_of
 from spanguard._record.text import clean_text, safe_repr
 from spanguard.exceptions import InvalidSpanArgumentError
-
-if TYPE_CHECKING:
-    _ObjectProxy = wrapt.BaseObjectProxy[Any]
-else:
-    _ObjectProxy = wrapt.BaseObjectProxy
 
 __all__ = ["parse_status"]
 
@@ -26,7 +20,7 @@ _STATUS_CODES = (SpanStatusCode, StatusCode)
 
 
 def parse_status(
-    status: Any, description: Any = None
+    status: Any, description: object = None
 ) -> tuple[str | None, str, InvalidSpanArgumentError | None]:
     """Read a status in any form and case: its code, its description, and what is wrong with it.
 

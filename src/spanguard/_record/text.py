@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
 
 from spanguard._base.interrupts import is_the_users
 from spanguard._base.values import kind_name, text_of
@@ -47,7 +46,7 @@ def cut(text: str, limit: int) -> str:
     return f"{text[:limit]}[spanguard: {len(text) - limit} characters cut]"
 
 
-def _rendered(render: Callable[[Any], str], value: Any) -> str:
+def _rendered(render: Callable[[object], str], value: object) -> str:
     try:
         text = render(value)
         return str.__str__(text)
@@ -57,18 +56,18 @@ def _rendered(render: Callable[[Any], str], value: Any) -> str:
         return f"<{kind_name(value)} object, its text raised {kind_name(error)}>"
 
 
-def _as_text(value: Any) -> str:
+def _as_text(value: object) -> str:
     """Return a string itself, of anything else its text."""
     text = text_of(value)
     return _rendered(str, value) if text is None else text
 
 
-def safe_repr(value: Any) -> str:
+def safe_repr(value: object) -> str:
     """Return `repr(value)`, or what there is to say when that raises."""
     return _rendered(repr, value)
 
 
-def clean_text(value: Any, limit: int = MAX_NAME_CHARS) -> str:
+def clean_text(value: object, limit: int = MAX_NAME_CHARS) -> str:
     """Return `str(value)` as valid UTF-8 without NULs, cut at `limit` characters."""
     text = value if type(value) is str else _as_text(value)
     if len(text) <= limit and text.isascii() and "\x00" not in text:
@@ -76,7 +75,7 @@ def clean_text(value: Any, limit: int = MAX_NAME_CHARS) -> str:
     return cut(utf8(text[: limit + 1_000_000]).replace("\x00", "\\x00"), limit)
 
 
-def whole_text(value: Any) -> str:
+def whole_text(value: object) -> str:
     """Return `str(value)` as valid UTF-8 without NULs, uncut."""
     return utf8(_as_text(value)).replace("\x00", "\\x00")
 

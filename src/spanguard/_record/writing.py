@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 from mlflow.entities import SpanStatus, SpanStatusCode
@@ -24,6 +23,7 @@ from spanguard._mlflow.names import (
     TEXT_KEYS,
     is_reserved,
 )
+from spanguard._mlflow.shapes import MlflowSpan, RecordingSpan
 from spanguard._record.encounters import Meets, meet
 from spanguard._record.outcome import Outcome, describe, event_attributes
 from spanguard._record.payload import (
@@ -69,7 +69,7 @@ _ERROR = ending.OTEL_ERROR
 _NOT_THE_USERS = ("mlflow.", "spanguard.")
 
 
-def start(span: Any, span_type: str | None, value: Any, named: dict[str, Any]) -> None:
+def start(span: MlflowSpan, span_type: str | None, value: object, named: dict[str, object]) -> None:
     """Write what a span starts with, in one go where it is plain.
 
     Args:
@@ -80,7 +80,7 @@ def start(span: Any, span_type: str | None, value: Any, named: dict[str, Any]) -
     """
     with contained("recording what a span starts with"):
         otel = spans.recording_span(span)
-        plain: dict[str, Any] = {} if span_type is None else {SPAN_TYPE_KEY: span_type}
+        plain: dict[str, object] = {} if span_type is None else {SPAN_TYPE_KEY: span_type}
         if value is not None:
             if otel is not None and is_simple(value):
                 plain[INPUTS_KEY] = value
@@ -98,8 +98,8 @@ def start(span: Any, span_type: str | None, value: Any, named: dict[str, Any]) -
 
 
 def attribute_names(
-    values: dict[Any, Any],
-) -> tuple[dict[str, Any], list[InvalidSpanArgumentError]]:
+    values: dict[object, object],
+) -> tuple[dict[str, object], list[InvalidSpanArgumentError]]:
     """Return attributes under clean keys, and a finding for each key that is MLflow's own."""
     findings: list[InvalidSpanArgumentError] = []
     named: dict[str, Any] = {}
@@ -115,7 +115,9 @@ def attribute_names(
     return named, findings
 
 
-def _aggregated(name: str, value: Any, findings: list[InvalidSpanArgumentError]) -> tuple[str, Any]:
+def _aggregated(
+    name: str, value: object, findings: list[InvalidSpanArgumentError]
+) -> tuple[str, Any]:
     """Return what MLflow sums up over a trace as it must be: else it loses the trace."""
     if name in TEXT_KEYS:
         text = text_of(value)
@@ -144,7 +146,7 @@ def _aggregated(name: str, value: Any, findings: list[InvalidSpanArgumentError])
 _MOST = 2**53  # what a database keeps of a number
 
 
-def inputs(span: Any, value: Any) -> None:
+def inputs(span: MlflowSpan, value: object) -> None:
     """Set the inputs."""
     with contained("recording inputs"):
         otel = spans.recording_span(span)
@@ -154,7 +156,7 @@ def inputs(span: Any, value: Any) -> None:
             span.set_inputs(clean(value))
 
 
-def outputs(span: Any, value: Any) -> None:
+def outputs(span: MlflowSpan, value: object) -> None:
     """Set the outputs."""
     with contained("recording outputs"):
         otel = spans.recording_span(span)
@@ -164,19 +166,19 @@ def outputs(span: Any, value: Any) -> None:
             span.set_outputs(clean(value))
 
 
-def taken_outputs(span: Any, value: Any) -> None:
+def taken_outputs(span: MlflowSpan, value: object) -> None:
     """Set outputs that are clean already, and within the caps."""
     with contained("recording outputs"):
         span.set_outputs(value)
 
 
-def attribute(span: Any, key: Any, value: Any) -> InvalidSpanArgumentError | None:
+def attribute(span: MlflowSpan, key: object, value: object) -> InvalidSpanArgumentError | None:
     """Set one attribute; return a finding if its key is MLflow's own."""
     findings = attributes(span, {clean_key(key): value})  # a key may refuse to be hashed
     return findings[0] if findings else None
 
 
-def attributes(span: Any, values: dict[Any, Any]) -> list[InvalidSpanArgumentError]:
+def attributes(span: MlflowSpan, values: dict[Any, object]) -> list[InvalidSpanArgumentError]:
     """Set several attributes; return a finding for each reserved key."""
     named, findings = attribute_names(values)
     with contained("recording attributes"):
@@ -184,7 +186,7 @@ def attributes(span: Any, values: dict[Any, Any]) -> list[InvalidSpanArgumentErr
         count = len(named) + writing.attribute_count(span)
         caps = current_limits()
         room = otel is not None and count <= caps.attributes
-        plain: dict[str, Any] = {}
+        plain: dict[str, object] = {}
         for name, value in named.items():
             if room and is_plain_under(value, caps.value_chars):
                 plain[name] = value
@@ -202,7 +204,7 @@ def reserved_key(name: str) -> InvalidSpanArgumentError:
     )
 
 
-def _set(span: Any, name: str, value: Any) -> None:
+def _set(span: MlflowSpan, name: str, value: object) -> None:
     with contained("recording an attribute"):
         cap = current_limits().attributes
         if writing.attribute_count(span) >= cap and _is_over(span, name, cap):
@@ -211,17 +213,17 @@ def _set(span: Any, name: str, value: Any) -> None:
             span.set_attribute(name, clean(value))
 
 
-def _is_over(span: Any, name: str, cap: int) -> bool:
+def _is_over(span: MlflowSpan, name: str, cap: int) -> bool:
     names = spans.attribute_names(span)
     return name not in names and sum(not key.startswith(_NOT_THE_USERS) for key in names) >= cap
 
 
 # Attributes over the cap. MLflow would make room for them by dropping its own trace id, which
 # makes the trace unreadable; so they share one attribute. Keyed by the span, dropped with it.
-_folded: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+_folded: weakref.WeakKeyDictionary[MlflowSpan, dict[str, object]] = weakref.WeakKeyDictionary()
 
 
-def _fold(span: Any, name: str, value: Any) -> None:
+def _fold(span: MlflowSpan, name: str, value: object) -> None:
     folded = _folded.setdefault(span, {})
     folded[name] = clean(value)
     if len(folded).bit_count() == 1:
@@ -229,14 +231,14 @@ def _fold(span: Any, name: str, value: Any) -> None:
         _write_folded(span, folded)
 
 
-def _write_folded(span: Any, folded: dict[str, Any]) -> None:
+def _write_folded(span: MlflowSpan, folded: dict[str, object]) -> None:
     span.set_attribute(MORE_ATTRIBUTES, clean(folded))
 
 
 # -- how it ended ------------------------------------------------------------------------------
 
 
-def exception(span: Any, raised: BaseException, ended: Outcome, met_in: Meets) -> None:
+def exception(span: MlflowSpan, raised: BaseException, ended: Outcome, met_in: Meets) -> None:
     """Record an exception: one event per span, and for an error the attributes and the status.
 
     The stack trace is recorded where its trace meets the exception first: the innermost span.
@@ -260,13 +262,13 @@ def exception(span: Any, raised: BaseException, ended: Outcome, met_in: Meets) -
         error(span, f"{described['error_type']}: {described['error_message']}")
 
 
-def outcome(span: Any, ended: Outcome) -> None:
+def outcome(span: MlflowSpan, ended: Outcome) -> None:
     """Write the outcome; its absence says ok."""
     if ended.name != "ok":
         _own(span, OUTCOME, ended.name)
 
 
-def orphan(span: Any, ended: Outcome, *, opened_at: str, orphaned_by: str) -> None:
+def orphan(span: MlflowSpan, ended: Outcome, *, opened_at: str, orphaned_by: str) -> None:
     """Record that a span was ended in its opener's stead."""
     outcome(span, ended)
     _own(span, OPENED_AT, opened_at)
@@ -275,14 +277,14 @@ def orphan(span: Any, ended: Outcome, *, opened_at: str, orphaned_by: str) -> No
         error(span, f"{ended.name}: {_left_open(opened_at, orphaned_by)}")
 
 
-def _left_open(opened_at: Any, orphaned_by: Any) -> str:
+def _left_open(opened_at: object, orphaned_by: object) -> str:
     return f"opened at {opened_at}, closed by {orphaned_by}"
 
 
 _NO_WHY = "the status was set to ERROR"
 
 
-def _why(span: Any) -> dict[str, str]:
+def _why(span: MlflowSpan) -> dict[str, str]:
     """Return the `exception` event of an ERROR that no exception tells of."""
     opened_at, why = span.get_attribute(OPENED_AT), ending.description(span)
     if opened_at is not None:
@@ -293,7 +295,7 @@ def _why(span: Any) -> dict[str, str]:
     }
 
 
-def explain_end(otel: Any) -> None:
+def explain_end(otel: RecordingSpan) -> None:
     """See to it that an ERROR which another API's end has brought about is seen too."""
     if not writing.has_event(otel, EXCEPTION):
         why = otel.status.description or _NO_WHY
@@ -301,30 +303,26 @@ def explain_end(otel: Any) -> None:
         writing.add_last_event(otel, EXCEPTION, attributes)
 
 
-def error(span: Any, text: str) -> None:
+def error(span: MlflowSpan, text: str) -> None:
     """Set status ERROR, whatever was set before."""
     with contained("setting the status"):
         ending.set_error(span, clean_text(text, current_limits().message_chars))
 
 
-def status_ok_unless_error(span: Any) -> None:
+def status_ok_unless_error(span: MlflowSpan) -> None:
     """Set the status that a span ends with, where the end itself has to wait."""
     with contained("setting the status"):
         if ending.status_code(span) != "ERROR":
             span.set_status(SpanStatus(SpanStatusCode.OK))
 
 
-def _own(span: Any, key: str, value: Any) -> None:
+def _own(span: MlflowSpan, key: str, value: object) -> None:
     """Write an attribute of ours: never folded, they are few."""
     with contained("recording an outcome"):
         span.set_attribute(key, clean(value))
 
 
-def end(
-    span: Any,
-    ender: Callable[[SpanStatus, int | None], None] | None,
-    end_time_ns: int | None = None,
-) -> None:
+def end(span: MlflowSpan, ender: ending.Ender | None, end_time_ns: int | None = None) -> None:
     """End with an explicit status, ERROR if it is already that; make sure that it has ended."""
     otel = spans.recording_span(span)
     if otel is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,9 @@ from spanguard._record import writing
 from spanguard._record.outcome import CLOSED_EARLY, ERROR, OK, Outcome
 from spanguard._record.text import clean_text
 from spanguard.asgi._messages import (
+    Application,
     Body,
+    Headers,
     Message,
     Receive,
     Scope,
@@ -113,14 +115,14 @@ class Exchange:
         given = map(readable_id, values(self._scope.get("headers", ()), header))
         return next(filter(None, given), None) or uuid.uuid4().hex
 
-    def _first_attributes(self) -> dict[str, Any]:
+    def _first_attributes(self) -> dict[str, object]:
         scope = self._scope
-        found: dict[str, Any] = {"url.path": scope.get("path", "")}
+        found: dict[str, object] = {"url.path": scope.get("path", "")}
         if not self._is_socket:
             found["http.request.method"] = clean_text(scope.get("method", ""), 32)
         return found | self._captured("http.request.header", scope.get("headers", ()))
 
-    def _captured(self, prefix: str, headers: Iterable[Any]) -> dict[str, list[str]]:
+    def _captured(self, prefix: str, headers: Headers) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for name, value in headers if self._options.headers else ():
             lower = text_at(name).lower()
@@ -136,7 +138,7 @@ class Exchange:
 
     # -- messages
 
-    async def run(self, app: Any, receive: Receive, send: Send) -> None:
+    async def run(self, app: Application, receive: Receive, send: Send) -> None:
         """Call the application; end the span as that ends."""
         try:
             await app(self._scope, self._receiving(receive), self._sending(send))

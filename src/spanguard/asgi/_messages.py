@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMa
 from typing import Any
 
 __all__ = [
+    "Application",
+    "Headers",
     "Body",
     "Message",
     "Receive",
@@ -25,8 +27,10 @@ __all__ = [
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
+Headers = Iterable[tuple[object, object]]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_BODY_BYTES = 100_000
 """So much of each body is recorded, where bodies are recorded at all."""
@@ -50,11 +54,11 @@ def readable_id(value: str) -> str:
     return stripped[:MAX_REQUEST_ID_CHARS] if _REQUEST_ID.fullmatch(stripped) else ""
 
 
-def text_at(value: Any) -> str:
+def text_at(value: object) -> str:
     return value.decode("latin-1") if isinstance(value, (bytes, bytearray)) else str(value)
 
 
-def values(headers: Iterable[Any], name: str) -> list[str]:
+def values(headers: Headers, name: str) -> list[str]:
     return [text_at(value) for key, value in headers if text_at(key).lower() == name]
 
 
@@ -67,7 +71,7 @@ class Body:
         self.size = 0
         self._kept = bytearray()
 
-    def add(self, chunk: Any) -> None:
+    def add(self, chunk: bytes) -> None:
         self.size += len(chunk)
         self._kept += chunk[: MAX_BODY_BYTES - len(self._kept)]
 
@@ -104,12 +108,12 @@ def route_of(scope: Scope) -> str | None:
     return _template(path[len(root) :] if path.startswith(f"{root}/") else path, parameters)
 
 
-def _is_application(scope: Scope, endpoint: Any) -> bool:
+def _is_application(scope: Scope, endpoint: object) -> bool:
     is_handler = inspect.isroutine(endpoint) or isinstance(endpoint, (type, functools.partial))
     return not is_handler or hasattr(scope.get("route"), "routes")
 
 
-def _template(path: str, parameters: dict[str, Any]) -> str | None:
+def _template(path: str, parameters: dict[str, object]) -> str | None:
     """Return a path with names for values; None where a value is not found as it was written.
 
     From the right: of equal values, the last parameter is the last in the path.

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mlflow
 from mlflow import MlflowClient
@@ -103,7 +103,7 @@ class Tally:
         """Return the sum of one measure over all files."""
         return sum(getattr(measures, what) for measures in self.measured.values())
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, object]:
         """Return what the job found out, in short."""
         lines, name = self.longest
         return {
@@ -262,7 +262,7 @@ class _Store:
 
     def read(self, trace_id: str) -> Trace:
         """Search the store for the trace: `get_trace` would look into MLflow's memory first."""
-        found: Any = MlflowClient(tracking_uri=self.uri).search_traces(
+        found = MlflowClient(tracking_uri=self.uri).search_traces(
             locations=[self.experiment_id], max_results=50
         )
         for trace in found:

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import PurePath
-from typing import Any
 
 from mlflow.entities import Span, Trace
 
@@ -120,7 +119,7 @@ def payloads_of(span: Span) -> Iterator[tuple[str, str]]:
             yield one_line(key), one_line(_as_json(value), _MAX_PAYLOAD_CHARS)
 
 
-def _as_json(value: Any) -> str:
+def _as_json(value: object) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, default=str)
     except Exception:  # noqa: BLE001
@@ -163,7 +162,7 @@ def count_of(count: int) -> str:
     return "1 span" if count == 1 else f"{count} spans"
 
 
-def one_line(text: Any, limit: int = _MAX_DETAIL_CHARS) -> str:
+def one_line(text: object, limit: int = _MAX_DETAIL_CHARS) -> str:
     """Return the first line, cut, with control characters made visible: names are data."""
     first = str(text).strip().partition("\n")[0].rstrip()
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in first[: limit + 1])

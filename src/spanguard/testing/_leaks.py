@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from opentelemetry.trace import Span as OtelSpan
 
@@ -22,6 +22,9 @@ from spanguard._process.registry import Entry
 from spanguard.exceptions import OrphanedSpanError, SpanguardError
 
 __all__ = ["LeakCheck", "Leaks", "SpansLeftOpenError", "checked"]
+
+
+T = TypeVar("T")
 
 
 class SpansLeftOpenError(OrphanedSpanError, AssertionError):
@@ -194,7 +197,7 @@ class LeakCheck:
         _remove(findings.unraised, self._unraised)
 
 
-def _remove(lists: list[Any], mine: Any) -> None:
+def _remove(lists: list[T], mine: T) -> None:
     """Remove an object, not one that is equal to it."""
     lists[:] = [other for other in lists if other is not mine]
 

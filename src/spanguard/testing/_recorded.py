@@ -8,8 +8,10 @@ from bisect import bisect
 from typing import Any
 
 from mlflow.entities import Span, Trace, TraceData, TraceInfo, TraceLocation, TraceState
+from opentelemetry.sdk.trace import ReadableSpan
 
 from spanguard._mlflow import ending, memory
+from spanguard._mlflow.shapes import RecordingSpan
 
 __all__ = ["Filling", "RecordedSpan", "RecordedSpans"]
 
@@ -109,7 +111,7 @@ class RecordedSpans(list[RecordedSpan]):
                 return other
         return None
 
-    def _known(self, span: Any) -> Any:
+    def _known(self, span: Span | str) -> Span:
         return self.one(span) if isinstance(span, str) else span
 
     def tree(self) -> str:
@@ -125,14 +127,14 @@ class RecordedSpans(list[RecordedSpan]):
 
         from spanguard.render import TraceTree
 
-        spans: list[Any] = [span for span in self if span.trace_id == trace_id]
+        spans: list[Span] = [span for span in self if span.trace_id == trace_id]
         spans += memory.open_spans_in(trace_id)
         drawn = io.StringIO()
         trace = Trace(self._info(trace_id, spans), TraceData(spans))
         Console(file=drawn, width=120, color_system=None).print(TraceTree(trace))
         return "\n".join(line.rstrip() for line in drawn.getvalue().splitlines())
 
-    def _info(self, trace_id: str, spans: list[Any]) -> TraceInfo:
+    def _info(self, trace_id: str, spans: list[Span]) -> TraceInfo:
         for trace in self.traces:
             if trace.info.trace_id == trace_id:
                 return trace.info
@@ -162,11 +164,11 @@ class Filling:
         self._lock = threading.Lock()
         self._starts: dict[tuple[int, int], int] = {}
 
-    def started(self, span: Any) -> None:
+    def started(self, span: RecordingSpan) -> None:
         with self._lock:
             self._starts[_ids(span)] = len(self._starts)
 
-    def ended(self, span: Any) -> None:
+    def ended(self, span: ReadableSpan) -> None:
         recorded = RecordedSpan(span)
         with self._lock:
             place = bisect(self._spans, self._start_of(recorded), key=self._start_of)
