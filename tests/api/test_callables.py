@@ -27,8 +27,8 @@ import pydantic
 import pytest
 
 import spanguard.testing
-import tests.callables as plain
-import tests.traced_callables as traced_module
+import tests.api.callables as plain
+import tests.api.traced_callables as traced_module
 from spanguard import carry, traced
 from tests.store import Store
 
@@ -73,7 +73,7 @@ async def all_of(stream: Any) -> list[Any]:
 def as_text(value: Any) -> str:
     """Return a text without what differs between any two objects or the two modules."""
     text = value if isinstance(value, str) else repr(value)
-    text = text.replace("tests.traced_callables", "tests.callables")
+    text = text.replace("tests.api.traced_callables", "tests.api.callables")
     return re.sub(r"0x[0-9a-f]+|id='[0-9]+'", "0x", text)
 
 

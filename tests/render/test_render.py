@@ -118,7 +118,7 @@ def test_an_orphan_shows_the_line_that_opened_it(store: Store, client: mlflow.Ml
             client.start_span("leaked", root.trace_id, root.span_id)
     line = draw(store.trace())[2]
     assert "✗ ERROR  leaked" in line
-    assert "orphaned  opened at …/tests/test_render.py:" in line
+    assert "orphaned  opened at …/render/test_render.py:" in line
     assert line.endswith(" in test_an_orphan_shows_the_line_that_opened_it")
 
 

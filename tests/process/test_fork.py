@@ -11,7 +11,7 @@ import mlflow
 import pytest
 from packaging.version import Version
 
-from tests.forking import run
+from tests.process.forking import run
 from tests.store import Store, outcome, status
 
 pytestmark = [

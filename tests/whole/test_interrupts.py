@@ -24,8 +24,15 @@ from spanguard import (
 )
 from spanguard._base import settings
 from spanguard._process import registry, watchdog
-from tests.interrupts import Line, Place, by_ctrl_c, by_signal_handler, places_of, run_interrupted
 from tests.store import Store
+from tests.whole.interrupts import (
+    Line,
+    Place,
+    by_ctrl_c,
+    by_signal_handler,
+    places_of,
+    run_interrupted,
+)
 
 # -- what is interrupted -------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 def trace(function: Any, **options: Any) -> Any:
     """Trace a callable, in the module of the traced ones; leave it alone in the other."""
-    return traced(**options)(function) if __name__ == "tests.traced_callables" else function
+    return traced(**options)(function) if __name__ == "tests.api.traced_callables" else function
 
 
 class Case(NamedTuple):

@@ -23,8 +23,8 @@ from spanguard import (
     traced_span,
 )
 from spanguard._base.values import number_of
-from tests.hostile import HOSTILE, refusing
 from tests.store import Store
+from tests.whole.hostile import HOSTILE, refusing
 
 
 @pytest.fixture(autouse=True)

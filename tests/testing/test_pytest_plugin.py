@@ -18,7 +18,7 @@ import spanguard.testing
 from spanguard import traced_span
 from tests.store import Store
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 LEAKS = """
 import mlflow, spanguard

@@ -123,7 +123,7 @@ def test_what_an_exception_leaves_on_the_span(store: Store) -> None:
 def test_an_exception_type_is_qualified_outside_builtins(store: Store) -> None:
     with pytest.raises(Own), traced_span("span"):
         raise Own
-    assert store.spans()["span"].get_attribute("error_type") == "tests.test_outcomes.Own"
+    assert store.spans()["span"].get_attribute("error_type") == "tests.record.test_outcomes.Own"
 
 
 def test_an_unprintable_exception_is_still_recorded(store: Store) -> None:

@@ -18,7 +18,7 @@ import pytest
 import spanguard
 from tests.store import Store
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 MANUAL = sorted((ROOT / "docs").glob("*.md"))
 PAPERS = [

@@ -14,8 +14,8 @@ import pytest
 import spanguard
 from spanguard import carry, current_span, traced, traced_span
 from spanguard._process import outliving
+from tests.propagation.test_generators import WRAPS
 from tests.store import Store, outcome, own_attributes
-from tests.test_generators import WRAPS
 
 pytestmark = pytest.mark.pythons
 

@@ -24,9 +24,9 @@ from spanguard import (
 )
 from spanguard._mlflow import remote
 from spanguard._process.strands import Strand
+from tests.propagation.test_attach import from_another_process, needs_batches, stored_names
+from tests.propagation.test_generators import PROGRAMS, alike, async_call, async_echo, checked_async
 from tests.store import Store, outcome, status
-from tests.test_attach import from_another_process, needs_batches, stored_names
-from tests.test_generators import PROGRAMS, alike, async_call, async_echo, checked_async
 
 trio = pytest.importorskip("trio")
 

@@ -19,7 +19,7 @@ import spanguard
 from tests import jobs
 from tests.store import Store, outcome, status
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(name: str, store: Store, uri: str | None = None) -> str:

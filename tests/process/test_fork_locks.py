@@ -12,7 +12,7 @@ from contextlib import closing
 
 import pytest
 
-from tests.forking import run
+from tests.process.forking import run
 from tests.store import Store, outcome, status
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import spanguard
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_benchmark_prints_both_tables() -> None:

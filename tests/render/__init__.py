@@ -1,0 +1,4 @@
+"""A stored trace as a picture in the terminal.
+
+The package is `spanguard.render`.
+"""
