@@ -76,6 +76,13 @@ def own_attributes(span: Span) -> dict[str, Any]:
     return {k: v for k, v in span.attributes.items() if not k.startswith("mlflow.")}
 
 
+def parents(store: Store) -> dict[str, str | None]:
+    """Return each span's parent by name."""
+    spans = store.spans()
+    names = {span.span_id: name for name, span in spans.items()}
+    return {name: names.get(span.parent_id) for name, span in spans.items()}
+
+
 def await_true(condition: Any, seconds: float = 30.0) -> None:
     """Wait for a condition that another thread or process brings about."""
     deadline = time.monotonic() + seconds

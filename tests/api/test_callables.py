@@ -30,6 +30,7 @@ import spanguard.testing
 import tests.api.callables as plain
 import tests.api.traced_callables as traced_module
 from spanguard import carry, traced
+from tests.api.kinds.cases import Case
 from tests.store import Store
 
 pytestmark = pytest.mark.pythons
@@ -41,7 +42,7 @@ KINDS = list(plain.CASES)
 both = pytest.mark.parametrize("kind", KINDS)
 
 
-def result(case: plain.Case, callable_: Any = None) -> Any:
+def result(case: Case, callable_: Any = None) -> Any:
     """Call a callable and use up what it returns; return that, or what it raised."""
     callable_ = case.get() if callable_ is None else callable_
     return used_up(callable_(*case.args, **case.kwargs))

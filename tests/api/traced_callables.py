@@ -1,6 +1,9 @@
-"""The callables of callables.py, traced: its source under another name."""
+"""The callables of callables.py, traced: the same sources under another name."""
 
-from pathlib import Path
+from tests.api.kinds import sources
+from tests.api.kinds.cases import cases_of
 
-_source = Path(__file__).with_name("callables.py")
-exec(compile(_source.read_text(encoding="utf-8"), str(_source), "exec"))
+CASES, USES = cases_of(__name__).cases, cases_of(__name__).uses
+
+for _source in sources():
+    exec(_source)

@@ -1,7 +1,7 @@
 """Traces that MLflow will lose: noticed when a span ends, never in silence.
 
 Where MLflow's buffer is left alone it evicts open traces: with a timeout set. Without one they are
-kept (test_longlived.py).
+kept (test_buffer.py).
 """
 
 from __future__ import annotations
