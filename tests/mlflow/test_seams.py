@@ -23,6 +23,8 @@ from tests.processes import run_script
 from tests.renaming import rename
 from tests.store import Store
 
+pytestmark = pytest.mark.versions
+
 SOURCE = Path(spanguard.__file__).parent
 IN_PLACE = mlflow.__version__.startswith(("3.10.", "3.11."))
 HERE = [seam for seam in SEAMS if state_of(seam) != NOT_IN_THIS_VERSION]
