@@ -26,6 +26,7 @@ from mlflow.tracing.trace_manager import InMemoryTraceManager
 
 import spanguard
 from spanguard._base import config, findings, settings
+from spanguard._mlflow.queue import hand_over
 from tests.store import Store
 
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -97,6 +98,7 @@ def reset_tracing() -> None:
     except AttributeError:  # MLflow 3.10 with a global provider that is not set yet
         queue = None
     if queue is not None and queue.is_active():
+        hand_over()  # MLflow 3.12 takes what comes later into the queue, and never out of it
         # What AsyncTraceExportQueue.flush(terminate=True) does, with a task that wakes the thread.
         # Inactive and stopped, the queue exports in the caller's thread what is still put.
         queue._queue.put(async_export_queue.Task(handler=lambda: None, args=()))

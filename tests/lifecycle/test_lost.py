@@ -20,8 +20,8 @@ from tests.store import Store
 
 pytestmark = pytest.mark.versions
 
-# Until then set_experiment() left the tracing destination of open traces alone.
-RETIRES_PROVIDERS = Version(mlflow.__version__) >= Version("3.12")
+# Until then a provider that set_experiment() replaces goes on writing.
+RETIRES_PROVIDERS = Version(mlflow.__version__) >= Version("3.15")
 
 
 def small_buffer(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
@@ -129,7 +129,9 @@ def test_set_experiment_while_a_trace_is_open(store: Store) -> None:
 def test_set_experiment_while_a_trace_is_open_is_harmless(store: Store) -> None:
     with traced_span("root", strict=True):
         mlflow.set_experiment("other")
-    assert store.trace().data.spans[0].name == "root"
+    # The queue of the replaced provider is MLflow's to empty: until then flush() says False.
+    mlflow.flush_trace_async_logging()
+    assert [trace.data.spans[0].name for trace in store.what_is_left()] == ["root"]
 
 
 def test_tracing_disabled_while_a_trace_is_open(store: Store) -> None:

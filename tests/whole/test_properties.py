@@ -111,7 +111,8 @@ class Machine:
         if parent is None or not is_open(parent):
             return
         span = self.note(self.client.start_span("raw", parent.trace_id, parent.span_id))
-        if ends:
+        # Nobody closes it below a fluent span, once the block in there was ended: see do_end().
+        if ends or parent.span_id in self.fluent:
             self.client.end_span(span.trace_id, span.span_id)
 
     def do_end(self, number: int) -> None:
@@ -126,7 +127,7 @@ class Machine:
         span = self.handle(number)
         if span is None or span.span_id in self.fluent or not is_open(span):
             return
-        # A root is MLflow's to lose where it exports it with raw spans open below (3.10 to 3.13).
+        # A root is MLflow's to lose where it exports it with raw spans open below (3.10 to 3.12).
         if span.parent_id is not None or defers_roots():
             self.client.end_span(span.trace_id, span.span_id)
 

@@ -1,6 +1,6 @@
 """What a traced callable looks like from outside: the callable itself, of whatever kind it is.
 
-tests/test_callables.py asks every kind all that Python and frameworks ask, traced and plain.
+tests/api/test_callables.py asks every kind all that Python and frameworks ask, traced and plain.
 """
 
 from __future__ import annotations

@@ -5,12 +5,16 @@ from __future__ import annotations
 from queue import Queue
 from typing import Any
 
+import mlflow
+from opentelemetry.sdk.trace import TracerProvider
+
 from spanguard._mlflow.optional import optional
-from spanguard._mlflow.provider import processors_of, provider_in_force
+from spanguard._mlflow.provider import initialized_provider, processors_of, provider_in_force
 
 __all__ = [
     "batch_processor",
     "exporter_in_force",
+    "goes_on_writing",
     "is_of_mlflow",
     "pending_tasks",
     "processor_in_force",
@@ -35,6 +39,24 @@ def is_of_mlflow(processor: object) -> bool:
 
 def exporter_in_force() -> object:
     return getattr(processor_in_force(), "span_exporter", None)
+
+
+_retires_providers = optional("mlflow.tracing.processor.base_mlflow", "retire_batch_processor")
+
+
+def goes_on_writing(replaced: object) -> bool:
+    """Tell whether a provider that MLflow has replaced still writes where traces go now.
+
+    From MLflow 3.15 on it is shut down, and whatever ends on it is lost.
+    """
+    if _retires_providers is not None or not isinstance(
+        initialized_provider(),
+        TracerProvider,  # else tracing is off
+    ):
+        return False
+    exporters = (getattr(one, "span_exporter", None) for one in processors_of(replaced))
+    uris = [getattr(getattr(one, "_client", None), "tracking_uri", None) for one in exporters]
+    return mlflow.get_tracking_uri() in uris
 
 
 def sends_otlp(processor: object) -> bool:

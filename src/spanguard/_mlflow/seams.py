@@ -1,6 +1,6 @@
 """Every private or half-public name of MLflow's and OpenTelemetry's that is used here, as data.
 
-`spanguard check` prints them, `seam_check` looks for them, and tests/test_seams.py fails by the
+`spanguard check` prints them, `seam_check` looks for them, and tests/mlflow/test_seams.py fails by the
 name of one that an MLflow lacks. Who uses another such name writes it down here.
 """
 

@@ -116,6 +116,12 @@ _STORE = (
     Seam(f"{_SQL_STORE}_engine_map_lock", "fork", FORKED),
     Seam("sqlalchemy.pool:QueuePool._do_get", "fork", "A fork does not wait for SQLite's locks."),
     Seam("sqlalchemy.pool:QueuePool.checkedout", "fork", "A fork does not wait for SQLite."),
+    Seam(
+        f"{_BASE}retire_batch_processor",
+        "processor",
+        "Where the experiment changes while a trace is open, its loss is not told of.",
+        since="3.15",
+    ),
     *each(
         (f"{_BASE}_batch_processor_registry", f"{_BASE}_batch_processor_registry_lock"),
         "fork",
