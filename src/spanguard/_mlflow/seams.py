@@ -1,7 +1,7 @@
 """Every private or half-public name of MLflow's and OpenTelemetry's that is used here, as data.
 
-`spanguard check` prints them, `seam_check` looks for them, and tests/mlflow/test_seams.py fails by the
-name of one that an MLflow lacks. Who uses another such name writes it down here.
+`spanguard check` prints them, `seam_check` looks for them, and tests/mlflow/test_seams.py fails by
+the name of one that an MLflow lacks. Who uses another such name writes it down here.
 """
 
 from __future__ import annotations

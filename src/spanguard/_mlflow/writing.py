@@ -43,7 +43,7 @@ def write_plain(otel: Any, values: dict[str, Any]) -> None:
     """Write attributes whose values are known to be plain JSON, all in one go.
 
     The same strings under the same keys as `LiveSpan.set_attribute` would write
-    (test_mlflow_contract.py compares them), at a third of the cost.
+    (test_mlflow_contract_decorator.py compares them), at a third of the cost.
     """
     otel.set_attributes({key: _plain_encode(value) for key, value in values.items()})
 
