@@ -6,7 +6,6 @@ import ast
 import json
 import logging
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.versions
 
 SOURCE = Path(spanguard.__file__).parent
 IN_PLACE = mlflow.__version__.startswith(("3.10.", "3.11."))
-HERE = [seam for seam in SEAMS if state_of(seam) != NOT_IN_THIS_VERSION]
+HERE = [seam for seam in SEAMS if state_of(seam) == OK]
 
 
 def by_path(seam: Seam) -> str:
@@ -43,11 +42,12 @@ def test_the_installed_mlflow_has_it(seam: Seam) -> None:
 @pytest.mark.parametrize("seam", HERE, ids=by_path)
 def test_one_that_is_renamed_is_missed(seam: Seam) -> None:
     """The look-up fails for a name that is gone, and for no other than is part of it."""
-    assert state_of(seam) == OK
+    before = {found.path for found in seam_check.missing_seams(importing=True)}
     with pytest.MonkeyPatch.context() as patch:
         rename(seam.path, patch)
         assert state_of(seam) == MISSING
-        others = {found.path for found in seam_check.missing_seams(importing=True)} - {seam.path}
+        now = {found.path for found in seam_check.missing_seams(importing=True)}
+    others = now - before - {seam.path}
     assert all(depends(path, seam.path) for path in others), others
 
 
@@ -121,14 +121,13 @@ def test_no_other_private_name_is_used(path: Path) -> None:
 
 
 def test_nothing_is_missing_here(caplog: pytest.LogCaptureFixture, store: Store) -> None:
-    """Where nothing is missing nothing is said, and a look is no burden on the first span."""
+    """Where nothing is missing nothing is said."""
+    if seam_check.missing_seams(importing=True):
+        pytest.skip("something is missing: test_the_installed_mlflow_has_it names it")
     look_again()
     with caplog.at_level(logging.WARNING, "spanguard"), traced_span("root"):
         pass
     assert "lacks" not in caplog.text
-    began = time.process_time()
-    assert seam_check.missing_seams() == []
-    assert time.process_time() - began < 0.05
 
 
 def look_again() -> None:
@@ -233,6 +232,41 @@ def test_the_program_runs_on_an_mlflow_that_lacks_one(
     assert len(told) == 1 and path in told[0], done.stderr
 
 
+LATE_PROGRAM = """
+import importlib.util, sys
+import pytest
+from tests.renaming import rename
+
+class Renaming:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            sys.meta_path.remove(self)
+            spec = importlib.util.find_spec(name)
+            work = spec.loader.exec_module
+            def exec_module(module):
+                work(module)
+                rename({path!r}, pytest.MonkeyPatch())
+            spec.loader.exec_module = exec_module
+            return spec
+
+assert {module!r} not in sys.modules
+sys.meta_path.insert(0, Renaming())
+import spanguard
+with spanguard.traced_span("root"):
+    print("the work is done")
+"""
+
+
+def test_one_in_a_module_that_comes_with_the_first_span_is_told_of(store: Store) -> None:
+    """MLflow imports its exporter when the first span starts, and not before."""
+    module = PRIVATE("export.mlflow_v3")
+    path = f"{module}:MlflowV3SpanExporter._client"
+    done = run_script(LATE_PROGRAM.format(module=module, path=path), store)
+    assert "the work is done" in done.stdout, done.stderr
+    told = [line for line in done.stderr.splitlines() if "lacks what spanguard relies on" in line]
+    assert len(told) == 1 and path in told[0], done.stderr
+
+
 @pytest.mark.parametrize(
     ("path", "status"),
     [
@@ -245,4 +279,6 @@ def test_the_check_names_it(path: str, status: int, store: Store) -> None:
     done = run_script(CHECK.format(path=path), store)
     assert done.returncode == status, done.stderr
     seams = json.loads(done.stdout)["seams"]
-    assert [seam["path"] for seam in seams if seam["state"] == MISSING] == [path]
+    here = {seam.path for seam in seam_check.missing_seams(importing=True)}
+    missing = [seam["path"] for seam in seams if seam["state"] == MISSING]
+    assert [found for found in missing if found not in here] == [path]

@@ -35,9 +35,11 @@ def add_processor(processor: SpanProcessor) -> bool:
     """
     if provider.watched is not None and provider_in_force() is provider.watched:
         return False
-    look_once()
     with provider.watch_lock:
-        current = initialized_provider()
+        try:
+            current = initialized_provider()
+        finally:
+            look_once()  # now: MLflow imports its exporter for the first span only
         if not isinstance(current, TracerProvider):
             provider.tracer = provider.watched = None  # tracing is off
             return False
