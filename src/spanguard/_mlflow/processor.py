@@ -49,10 +49,9 @@ def goes_on_writing(replaced: object) -> bool:
 
     From MLflow 3.15 on it is shut down, and whatever ends on it is lost.
     """
-    if _retires_providers is not None or not isinstance(
-        initialized_provider(),
-        TracerProvider,  # else tracing is off
-    ):
+    if _retires_providers is not None:
+        return False
+    if not isinstance(initialized_provider(), TracerProvider):  # tracing is off
         return False
     exporters = (getattr(one, "span_exporter", None) for one in processors_of(replaced))
     uris = [getattr(getattr(one, "_client", None), "tracking_uri", None) for one in exporters]

@@ -88,13 +88,7 @@ class TracedGenerator(ObjectProxy):
                 drive.done = True
                 self.__wrapped__.close()
                 return
-            with drive.body:
-                try:
-                    self.__wrapped__.close()
-                except BaseException as error:
-                    drive.finish(error)
-                    raise
-                drive.finish(None, outcome)
+            _close(drive, self.__wrapped__, outcome)
         finally:
             drive.give_back(turn)
 
@@ -106,12 +100,12 @@ class TracedGenerator(ObjectProxy):
             # The body's clean-up may open and end spans, which would wait for ever for what this
             # very thread holds (issue 9, A1).
             generator, outcome = self.__wrapped__, drive.dropped_as()
-            put_aside(lambda: _close_dropped(generator, drive, outcome))
+            put_aside(lambda: _close(drive, generator, outcome))
         else:  # here, as Python does it: `break` runs the body's clean-up before the next line
             self._self_close(drive.dropped_as())
 
 
-def _close_dropped(generator: Generator[Any, Any, Any], drive: Drive, outcome: Outcome) -> None:
+def _close(drive: Drive, generator: Generator[Any, Any, Any], outcome: Outcome) -> None:
     with drive.body:
         try:
             generator.close()
