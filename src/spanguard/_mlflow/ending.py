@@ -9,6 +9,7 @@ from mlflow.entities import SpanStatus, SpanStatusCode
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import Status, StatusCode
 
+from spanguard._mlflow.own_end import end_as_mlflow
 from spanguard._mlflow.shapes import HasStatus, MlflowSpan, RecordingSpan
 from spanguard._mlflow.spans import otel_span
 
@@ -50,7 +51,8 @@ def set_error(span: MlflowSpan, text: str) -> None:
 
 def end_live(span: MlflowSpan, end_time_ns: int | None) -> None:
     """End with MLflow's decorations, configured span processors too (PII masks)."""
-    span.end(end_time_ns=end_time_ns)
+    if not end_as_mlflow(span, end_time_ns):
+        span.end(end_time_ns=end_time_ns)
 
 
 def end_bare(otel: RecordingSpan, end_time_ns: int | None) -> None:

@@ -10,8 +10,10 @@ from mlflow.tracing.constant import SpanAttributeKey, TraceMetadataKey, TraceTag
 __all__ = [
     "AGGREGATED_KEYS",
     "ATTACHMENT_KEYS",
+    "CHAT_USAGE_KEY",
     "EXPERIMENT_KEY",
     "INPUTS_KEY",
+    "LOG_LEVEL_KEY",
     "MAX_CLIENT_REQUEST_ID_CHARS",
     "MAX_LINKS",
     "NOOP_TRACE_ID",
@@ -35,6 +37,8 @@ RUN_KEY = getattr(TraceMetadataKey, "SOURCE_RUN", "mlflow.sourceRun")
 INPUTS_KEY = getattr(SpanAttributeKey, "INPUTS", "mlflow.spanInputs")
 OUTPUTS_KEY = getattr(SpanAttributeKey, "OUTPUTS", "mlflow.spanOutputs")
 SPAN_TYPE_KEY = getattr(SpanAttributeKey, "SPAN_TYPE", "mlflow.spanType")
+LOG_LEVEL_KEY = getattr(SpanAttributeKey, "LOG_LEVEL", "mlflow.spanLogLevel")
+CHAT_USAGE_KEY = getattr(SpanAttributeKey, "CHAT_USAGE", "mlflow.chat.tokenUsage")
 EXPERIMENT_KEY = getattr(SpanAttributeKey, "EXPERIMENT_ID", "mlflow.experimentId")
 TRACE_NAME_KEY = getattr(TraceTagKey, "TRACE_NAME", "mlflow.traceName")
 

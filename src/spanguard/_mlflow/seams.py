@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from spanguard._mlflow.seam import FORKED, PROVIDER, SDK, UNDONE, Seam, each
 from spanguard._mlflow.seams_of_delivery import ON_THE_WAY_TO_THE_STORE
+from spanguard._mlflow.seams_of_recording import QUICK_RECORDING
 
 __all__ = ["SEAMS"]
 
@@ -175,10 +176,14 @@ _SPAN = (
     Seam(f"{SDK}Span._status", "ending", "An OK that the body set hides a later error."),
     Seam(
         f"{SDK}Span._attributes",
-        "spans, memory, exporting, fork",
+        "spans, memory, exporting, fork, own_end, own_write",
         "Outputs that the body set are overwritten by the return value.",
     ),
-    Seam("opentelemetry.attributes:BoundedAttributes._dict", "memory", "An end is slower."),
+    Seam(
+        "opentelemetry.attributes:BoundedAttributes._dict",
+        "memory, own_end, own_write",
+        "An end is slower.",
+    ),
     Seam(
         f"{SDK}Span._events",
         "writing, fork",
@@ -187,7 +192,7 @@ _SPAN = (
     Seam(f"{SDK}Span._links", "fork", FORKED),
     Seam(
         f"{SDK}Span._lock",
-        "spans, fork",
+        "spans, fork, own_write",
         "A span that is dropped while it is written may keep its thread waiting for ever.",
     ),
     *each(
@@ -218,7 +223,7 @@ _SPAN = (
             "mlflow.tracing.fluent:_logger",
             "mlflow.tracking.client:_logger",
         ),
-        "swallowed",
+        "swallowed, own_end",
         "What a signal handler raises in the middle of a start or an end stays swallowed.",
     ),
     *each(
@@ -238,4 +243,4 @@ _SPAN = (
     Seam(f"{_KEYS}SpanAttributeKey.TRACE_TAG_PREFIX", "names", _KEY, since="3.13"),
 )
 
-SEAMS: tuple[Seam, ...] = (*_OPENING, *_MEMORY, *_SPAN, *ON_THE_WAY_TO_THE_STORE)
+SEAMS: tuple[Seam, ...] = (*_OPENING, *_MEMORY, *_SPAN, *QUICK_RECORDING, *ON_THE_WAY_TO_THE_STORE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from typing import Any, cast
@@ -24,28 +23,7 @@ __all__ = [
     "make_event",
     "make_link",
     "rename",
-    "write_plain",
 ]
-
-
-_encode = json.JSONEncoder(ensure_ascii=False).encode
-_CONSTANTS = {True: "true", False: "false"}
-
-
-def _plain_encode(value: Any) -> str:
-    kind = type(value)
-    if kind is int:
-        return int.__repr__(value)
-    return _CONSTANTS[value] if kind is bool else _encode(value)
-
-
-def write_plain(otel: Any, values: dict[str, Any]) -> None:
-    """Write attributes whose values are known to be plain JSON, all in one go.
-
-    The same strings under the same keys as `LiveSpan.set_attribute` would write
-    (test_mlflow_contract_decorator.py compares them), at a third of the cost.
-    """
-    otel.set_attributes({key: _plain_encode(value) for key, value in values.items()})
 
 
 def attribute_count(span: object) -> int:

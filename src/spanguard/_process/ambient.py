@@ -17,6 +17,7 @@ from opentelemetry.trace import Span as OtelSpan
 from spanguard._base.collector import is_collecting
 from spanguard._mlflow import spans, writing
 from spanguard._mlflow.active import ActiveState, activate, active_state, current_otel_span
+from spanguard._mlflow.own_write import write_plain
 from spanguard._mlflow.shapes import MlflowSpan, RecordingSpan
 
 __all__ = [
@@ -233,7 +234,7 @@ class Origin:
     def follow(self, root: RecordingSpan) -> None:
         """Link a root to the span, and say so in an attribute: not every MLflow has links."""
         self.has_followers = True
-        writing.write_plain(root, {LOST_PARENT: f"{self.trace_id}/{self.span_id}"})
+        write_plain(root, {LOST_PARENT: f"{self.trace_id}/{self.span_id}"})
         writing.link(root, self.trace_id, self.span_id)
 
 

@@ -23,6 +23,7 @@ from spanguard._mlflow.names import (
     TEXT_KEYS,
     is_reserved,
 )
+from spanguard._mlflow.own_write import write_plain
 from spanguard._mlflow.shapes import MlflowSpan, RecordingSpan
 from spanguard._record.encounters import Meets, meet
 from spanguard._record.outcome import Outcome, describe, event_attributes
@@ -94,7 +95,7 @@ def start(span: MlflowSpan, span_type: str | None, value: object, named: dict[st
             else:
                 _set(span, name, attribute_value)
         if plain:
-            writing.write_plain(otel, plain)
+            write_plain(otel, plain)
 
 
 def attribute_names(
@@ -151,7 +152,7 @@ def inputs(span: MlflowSpan, value: object) -> None:
     with contained("recording inputs"):
         otel = spans.recording_span(span)
         if otel is not None and is_simple(value):
-            writing.write_plain(otel, {INPUTS_KEY: value})
+            write_plain(otel, {INPUTS_KEY: value})
         else:
             span.set_inputs(clean(value))
 
@@ -161,7 +162,7 @@ def outputs(span: MlflowSpan, value: object) -> None:
     with contained("recording outputs"):
         otel = spans.recording_span(span)
         if otel is not None and is_simple(value):
-            writing.write_plain(otel, {OUTPUTS_KEY: value})
+            write_plain(otel, {OUTPUTS_KEY: value})
         else:
             span.set_outputs(clean(value))
 
@@ -193,7 +194,7 @@ def attributes(span: MlflowSpan, values: dict[Any, object]) -> list[InvalidSpanA
             else:
                 _set(span, name, value)
         if plain:
-            writing.write_plain(otel, plain)
+            write_plain(otel, plain)
     return findings
 
 

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LiveSpan
 
-from spanguard._mlflow.writing import write_plain
+from spanguard._mlflow.own_write import write_plain
 from tests.store import Store
 
 pytestmark = pytest.mark.versions
