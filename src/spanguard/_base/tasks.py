@@ -14,12 +14,7 @@ from typing import Any
 
 from spanguard._base.values import attribute_of
 
-__all__ = ["Aside", "in_event_loop", "is_cancellation", "is_over", "may_run_a_task", "running_task"]
-
-
-def may_run_a_task() -> bool:
-    """Tell whether this thread may be running a task, at a glance."""
-    return asyncio._get_running_loop() is not None or "trio" in sys.modules
+__all__ = ["Aside", "in_event_loop", "is_cancellation", "is_over", "running_task"]
 
 
 def running_task() -> object:

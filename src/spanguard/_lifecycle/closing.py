@@ -96,7 +96,7 @@ class ClosingSpan:
 
     def activate(self, below: Active | None = None, *, kind: type[Ambient] = Ambient) -> None:
         """Make the span the ambient one, and MLflow's active one, until it closes."""
-        with contained("activating a span"):
+        try:
             otel = otel_span(self.live)
             ignores = starting.is_noop(self.live) and not starting.carries_decision(self.live)
             if otel is None or ignores:
@@ -108,12 +108,16 @@ class ClosingSpan:
                 self.entry.stand_in = ambient.stand_in
                 ambient.stand_in.entry = self.entry
             ambient.enter()
+        except Exception as error:  # noqa: BLE001 - as `contained`, which costs a microsecond
+            internal_error("activating a span", error)
 
     def deactivate(self) -> None:
         """Leave the context as it was found, also when this is another context."""
         if self.ambient is not None:
-            with contained("restoring the active span"):
+            try:
                 self.ambient.leave()
+            except Exception as error:  # noqa: BLE001
+                internal_error("restoring the active span", error)
 
     # -- state
 
@@ -303,10 +307,10 @@ class ClosingSpan:
 
     def _lost(self) -> TraceLostError | None:
         """Notice at the end of a span that its trace can no longer arrive."""
-        if otel_span(self.live) is None:
+        otel = otel_span(self.live)
+        if otel is None:
             return None
-        trace_id = self.live.trace_id
-        if not memory.is_buffered(trace_id):
+        if not memory.is_in_memory(otel):
             why = "MLflow has evicted it from its buffer (too many open traces, or open too long)"
             cure = (
                 "Raise MLFLOW_TRACE_BUFFER_MAX_SIZE or MLFLOW_TRACE_BUFFER_TTL_SECONDS before "
@@ -320,6 +324,7 @@ class ClosingSpan:
         else:
             return None
         exporting.loss_is_told(self.live)
+        trace_id = self.live.trace_id
         return TraceLostError(
             f"The trace {trace_id} of span {self.name!r} ({self.live.span_id}) may be lost: "
             f"{why}. {cure}",

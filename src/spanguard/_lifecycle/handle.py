@@ -32,11 +32,23 @@ __all__ = ["SpanHandle", "handle_of"]
 class SpanHandle(ClosingSpan):
     """One span from its start to its end. Every face holds one, and ends it here, once."""
 
-    __slots__ = ("proxy",)
+    __slots__ = ("_proxy",)
 
     def __init__(self, request: SpanRequest, live: MlflowSpan, *, is_root: bool) -> None:
+        self._proxy: SpanProxy | None = None
         super().__init__(request, live, is_root=is_root)
-        self.proxy = SpanProxy(live, self)
+
+    @property
+    def proxy(self) -> SpanProxy:
+        """The span that the user holds. Made when it is asked for: by a function it never is."""
+        proxy = self._proxy
+        if proxy is None:
+            proxy = self._proxy = SpanProxy(self.live, self)
+        return proxy
+
+    @proxy.setter
+    def proxy(self, proxy: SpanProxy) -> None:
+        self._proxy = proxy
 
     def finish(self, raised: BaseException | None) -> None:
         """Close at the end of a block, and raise or warn of what was found."""

@@ -92,8 +92,10 @@ def _open(request: SpanRequest, activate: bool, parent: SpanHandle | None) -> Sp
         with starting.sampled_at(request.sampling_ratio):
             handle = _start(request, spot, attributes)
     try:
-        with contained("recording what a span starts with"):
+        try:
             _record_start(handle, request, spot, attributes)
+        except Exception as error:  # noqa: BLE001 - as `contained`, which costs a microsecond
+            internal_error("recording what a span starts with", error)
         if activate:
             handle.activate(spot.ambient)
         if findings:

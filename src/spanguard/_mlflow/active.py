@@ -26,6 +26,7 @@ __all__ = [
     "mode",
     "mode_has_changed",
     "no_active_span",
+    "plain_spans",
     "span_in",
 ]
 
@@ -69,6 +70,7 @@ class _Mode:
 
 _ISOLATED_VARIABLE = "MLFLOW_USE_DEFAULT_TRACER_PROVIDER"
 _PROPAGATE_VARIABLE = "MLFLOW_TRACE_PROPAGATE_TO_OTEL_CONTEXT"
+_SPAN_KEY: Any = optional("opentelemetry.trace.propagation", "_SPAN_KEY")
 mode = _Mode()
 
 
@@ -77,9 +79,18 @@ def mode_has_changed() -> bool:
     return mode.refresh()
 
 
+# Classes of spans that can be told to be such by their type alone. OpenTelemetry asks an abstract
+# class, at ten times the cost.
+plain_spans: set[type] = set()
+
+
 def current_otel_span() -> OtelSpan:
     """Return the OpenTelemetry span that MLflow sees as active here; INVALID_SPAN if none."""
-    active = _otel.get_current_span(mode.runtime.get_current())
+    context = mode.runtime.get_current()
+    found: Any = context.get(_SPAN_KEY)
+    if type(found) in plain_spans:
+        return cast("OtelSpan", found)
+    active = _otel.get_current_span(context)
     if type(active) is NonRecordingSpan and active.get_span_context() is None:
         return INVALID_SPAN  # what MLflow makes active where it could not start a span
     return active

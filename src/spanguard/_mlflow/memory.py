@@ -22,6 +22,7 @@ __all__ = [
     "has_inputs",
     "has_outputs",
     "is_buffered",
+    "is_in_memory",
     "knows_trace",
     "live_span",
     "manager_in_force",
@@ -48,6 +49,10 @@ def manager_in_force() -> TraceManager:
 
 def live_span(trace_id: str, span_id: str) -> LiveSpan | None:
     """Return a span of a trace that is still in MLflow's buffer."""
+    traces: Any = getattr(getattr(trace_manager, "_instance", None), "_traces", None)
+    if isinstance(traces, dict):  # ours (keeping.py): a look-up changes nothing, and takes no lock
+        trace = traces.get(trace_id)
+        return trace.span_dict.get(span_id) if trace is not None else None
     return manager_in_force().get_span_from_id(trace_id, span_id)
 
 
@@ -63,6 +68,12 @@ def is_buffered(trace_id: str) -> bool:
     # As `traces_in_memory`, written out: it is asked at each start.
     traces = getattr(getattr(trace_manager, "_instance", None), "_traces", None)
     return traces is None or trace_id in traces
+
+
+def is_in_memory(otel: HasContext) -> bool:
+    """Do what `is_buffered` does for a span of OpenTelemetry's, without decoding its trace id."""
+    trace_id = mlflow_trace_id(otel)
+    return trace_id is not None and is_buffered(trace_id)
 
 
 def open_spans_in(trace_id: str) -> list[LiveSpan]:

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace import Span
 
 from spanguard._mlflow.known_code import names_in
 
-__all__ = ["encode_plain", "write_encoded", "write_plain"]
+__all__ = ["write_encoded", "write_plain"]
 
 
 _CONSTANTS = {True: "true", False: "false"}

@@ -85,14 +85,17 @@ follower: SpanProcessor | None = None
 initialize: Callable[..., None] | None = None  # MLflow's own, once we stand in its place
 
 
+_disabled_state = optional("mlflow.tracing.provider", "_trace_disabled_state")
+
+
 def current_provider() -> object:
     """Return what now receives new spans, to notice later that it was replaced."""
     recording = recorder
     if recording is not None:  # hidden for the length of a recording, not replaced
         return recording.hidden_provider
-    state = getattr(_provider_module, "_trace_disabled_state", None)
-    if state and state.get("depth"):  # hidden for the length of a call of MLflow's, not replaced
-        return state.get("saved_provider")
+    # Hidden for the length of a call of MLflow's, not replaced:
+    if _disabled_state and _disabled_state.get("depth"):
+        return _disabled_state.get("saved_provider")
     return provider_in_force()
 
 

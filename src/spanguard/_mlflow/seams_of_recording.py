@@ -47,6 +47,9 @@ QUICK_RECORDING = (
         "own_write",
         _WRITES,
     ),
+    Seam(
+        "opentelemetry.trace.propagation:_SPAN_KEY", "active", "A start costs a microsecond more."
+    ),
     Seam("mlflow.tracing.constant:SpanAttributeKey.CHAT_USAGE", "names", _KEY),
     Seam("mlflow.tracing.constant:SpanAttributeKey.LOG_LEVEL", "names", _KEY, since="3.13"),
 )

@@ -16,7 +16,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext
 
 from spanguard._mlflow import provider
 from spanguard._mlflow.active import mode
-from spanguard._mlflow.memory import is_buffered, live_span
+from spanguard._mlflow.memory import is_buffered, live_span, mlflow_trace_id
 from spanguard._mlflow.optional import optional
 from spanguard._mlflow.shapes import MlflowSpan
 from spanguard._mlflow.spans import otel_span
@@ -57,14 +57,17 @@ def start_plain_child(parent: Any, name: str) -> LiveSpan | None:
     None where this way is not known to be the same: then the public one is to be taken.
     """
     tracer = provider.tracer
-    if tracer is None or _is_off_here() or is_noop(parent) or not is_buffered(parent.trace_id):
+    if tracer is None or _is_off_here() or is_noop(parent):
         return None
     under: Any = parent._span
+    trace_id = mlflow_trace_id(under)  # MLflow's span would decode it from an attribute
+    if trace_id is None or not is_buffered(trace_id):
+        return None
     context = _otel.set_span_in_context(under, mode.runtime.get_current())
     otel = tracer.start_span(name, context=context, attributes={})
     if not isinstance(otel, ReadableSpan):
         return None
-    return live_span(parent.trace_id, f"{cast('Any', otel).context.span_id:016x}")
+    return live_span(trace_id, f"{cast('Any', otel).context.span_id:016x}")
 
 
 def _is_off_here() -> bool:

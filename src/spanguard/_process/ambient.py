@@ -16,7 +16,13 @@ from opentelemetry.trace import Span as OtelSpan
 
 from spanguard._base.collector import is_collecting
 from spanguard._mlflow import spans, writing
-from spanguard._mlflow.active import ActiveState, activate, active_state, current_otel_span
+from spanguard._mlflow.active import (
+    ActiveState,
+    activate,
+    active_state,
+    current_otel_span,
+    plain_spans,
+)
 from spanguard._mlflow.own_write import write_plain
 from spanguard._mlflow.shapes import MlflowSpan, RecordingSpan
 
@@ -95,6 +101,8 @@ class StandIn:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.resolve(), name)
 
+
+plain_spans.add(StandIn)  # one is never active for what is no span
 
 # What may be active: MLflow knows no difference.
 Active = OtelSpan | StandIn

@@ -7,7 +7,6 @@ from collections import deque
 from typing import Any
 
 from opentelemetry.sdk.trace import SpanProcessor
-from opentelemetry.trace import SpanContext
 
 from spanguard._base.findings import contained, internal_error, settle
 from spanguard._base.open_span import OpenSpan
@@ -103,19 +102,28 @@ def note_start(span: RecordingSpan, parent_context: Context | None = None) -> No
     parent = span.parent
     parent_entry: Entry | RemoteParent | None = None
     if parent is not None:
-        parent_entry = open.get(parent.span_id) or _remote_parent(parent, parent_context)
+        parent_entry = open.get(parent.span_id)
+        if parent_entry is None and parent.is_remote:
+            parent_entry = _remote_parent(parent_context)
     span_id = span.context.span_id
     entry = Entry(span, span_id, parent_entry)
     for sites in heard:
         sites[span_id] = entry.site
     open[span_id] = entry
+    if parent_entry is not None:
+        adopt(parent_entry, entry)
+    else:
+        _note_start_of_top(span, entry)
+
+
+def _note_start_of_top(span: RecordingSpan, entry: Entry) -> None:
+    """Take note of a root, or of a span whose parent we do not know."""
+    parent = span.parent
     if parent is None:
         origin = origin_here.get()
         if origin is not None:
             origin.follow(span)
-    if parent_entry is not None:
-        adopt(parent_entry, entry)
-    elif parent is None or parent.is_remote:
+    if parent is None or parent.is_remote:
         _keep_open_traces(entry)
     else:  # its parent was opened before we listened, or has ended
         trace_id = memory.mlflow_trace_id(span)
@@ -123,9 +131,9 @@ def note_start(span: RecordingSpan, parent_context: Context | None = None) -> No
             hear_of(trace_id)
 
 
-def _remote_parent(parent: SpanContext, parent_context: Context | None) -> RemoteParent | None:
+def _remote_parent(parent_context: Context | None) -> RemoteParent | None:
     """Return what a span of another process is here, where a span is opened right under it."""
-    active: object = span_in(parent_context) if parent.is_remote else None
+    active: object = span_in(parent_context)
     entry = active.entry if type(active) is StandIn else None
     return entry if isinstance(entry, RemoteParent) else None
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 import threading
 import weakref
 from contextvars import ContextVar
 from typing import cast
 
-from spanguard._base.tasks import is_over, may_run_a_task, running_task
+from spanguard._base.tasks import is_over, running_task
 
 __all__ = ["Strand", "Work", "current_strand", "work_here"]
 
@@ -44,11 +46,13 @@ work_here: ContextVar[Work | None] = ContextVar("spanguard_work", default=None)
 
 
 _threads = threading.local()
+_running_loop = asyncio._get_running_loop
 
 
 def current_strand() -> Strand:
     """Return the strand of what runs here. A thread's own code has one and the same."""
-    if not may_run_a_task() and work_here.get() is None:
+    # Whether a task may run here, at a glance: it is asked at each start of a span, of any API.
+    if _running_loop() is None and "trio" not in sys.modules and work_here.get() is None:
         try:
             return cast("Strand", _threads.strand)
         except AttributeError:

@@ -6,13 +6,12 @@ Shared by the block that opened a span, the proxy its user holds, and whoever cl
 from __future__ import annotations
 
 import time
-import weakref
 from typing import Any
 
 from mlflow.entities import SpanStatus, SpanStatusCode
 
 from spanguard._base.config import current_limits
-from spanguard._base.findings import contained
+from spanguard._base.findings import contained, internal_error
 from spanguard._base.values import number_of, text_of
 from spanguard._mlflow import ending, spans, writing
 from spanguard._mlflow.names import (
@@ -26,6 +25,7 @@ from spanguard._mlflow.names import (
 from spanguard._mlflow.own_write import write_plain
 from spanguard._mlflow.shapes import MlflowSpan, RecordingSpan
 from spanguard._record.encounters import Meets, meet
+from spanguard._record.folding import folded, set_or_fold, write_folded
 from spanguard._record.outcome import Outcome, describe, event_attributes
 from spanguard._record.payload import (
     as_mapping,
@@ -59,15 +59,12 @@ __all__ = [
 OUTCOME = "spanguard.outcome"
 OPENED_AT = "spanguard.opened_at"
 ORPHANED_BY = "spanguard.orphaned_by"
-MORE_ATTRIBUTES = "spanguard.more_attributes"
 
 # By an event of this name MLflow's page paints a span red, whatever its status; by no other.
 EXCEPTION = "exception"
 EXPECTED_EXCEPTION = "expected_exception"
 
 _ERROR = ending.OTEL_ERROR
-
-_NOT_THE_USERS = ("mlflow.", "spanguard.")
 
 
 def start(span: MlflowSpan, span_type: str | None, value: object, named: dict[str, object]) -> None:
@@ -79,7 +76,7 @@ def start(span: MlflowSpan, span_type: str | None, value: object, named: dict[st
         value: its inputs, or None.
         named: its attributes, under keys that `attribute_names` has made.
     """
-    with contained("recording what a span starts with"):
+    try:
         otel = spans.recording_span(span)
         plain: dict[str, object] = {} if span_type is None else {SPAN_TYPE_KEY: span_type}
         if value is not None:
@@ -93,9 +90,11 @@ def start(span: MlflowSpan, span_type: str | None, value: object, named: dict[st
             if room and is_plain_under(attribute_value, caps.value_chars):
                 plain[name] = attribute_value
             else:
-                _set(span, name, attribute_value)
+                set_or_fold(span, name, attribute_value)
         if plain:
             write_plain(otel, plain)
+    except Exception as error:  # noqa: BLE001 - as `contained`, which costs a microsecond
+        internal_error("recording what a span starts with", error)
 
 
 def attribute_names(
@@ -149,22 +148,25 @@ _MOST = 2**53  # what a database keeps of a number
 
 def inputs(span: MlflowSpan, value: object) -> None:
     """Set the inputs."""
-    with contained("recording inputs"):
-        otel = spans.recording_span(span)
-        if otel is not None and is_simple(value):
-            write_plain(otel, {INPUTS_KEY: value})
-        else:
-            span.set_inputs(clean(value))
+    _write_payload(span, INPUTS_KEY, value)
 
 
 def outputs(span: MlflowSpan, value: object) -> None:
     """Set the outputs."""
-    with contained("recording outputs"):
+    _write_payload(span, OUTPUTS_KEY, value)
+
+
+def _write_payload(span: MlflowSpan, key: str, value: object) -> None:
+    try:
         otel = spans.recording_span(span)
         if otel is not None and is_simple(value):
-            write_plain(otel, {OUTPUTS_KEY: value})
+            write_plain(otel, {key: value})
+        elif key is INPUTS_KEY:
+            span.set_inputs(clean(value))
         else:
             span.set_outputs(clean(value))
+    except Exception as error:  # noqa: BLE001
+        internal_error("recording inputs or outputs", error)
 
 
 def taken_outputs(span: MlflowSpan, value: object) -> None:
@@ -192,7 +194,7 @@ def attributes(span: MlflowSpan, values: dict[Any, object]) -> list[InvalidSpanA
             if room and is_plain_under(value, caps.value_chars):
                 plain[name] = value
             else:
-                _set(span, name, value)
+                set_or_fold(span, name, value)
         if plain:
             write_plain(otel, plain)
     return findings
@@ -203,37 +205,6 @@ def reserved_key(name: str) -> InvalidSpanArgumentError:
         f"The attribute key {name!r} is MLflow's own and would break the span. "
         f"It was recorded as 'user.{name}'; choose a key that does not start with 'mlflow.'."
     )
-
-
-def _set(span: MlflowSpan, name: str, value: object) -> None:
-    with contained("recording an attribute"):
-        cap = current_limits().attributes
-        if writing.attribute_count(span) >= cap and _is_over(span, name, cap):
-            _fold(span, name, value)
-        else:
-            span.set_attribute(name, clean(value))
-
-
-def _is_over(span: MlflowSpan, name: str, cap: int) -> bool:
-    names = spans.attribute_names(span)
-    return name not in names and sum(not key.startswith(_NOT_THE_USERS) for key in names) >= cap
-
-
-# Attributes over the cap. MLflow would make room for them by dropping its own trace id, which
-# makes the trace unreadable; so they share one attribute. Keyed by the span, dropped with it.
-_folded: weakref.WeakKeyDictionary[MlflowSpan, dict[str, object]] = weakref.WeakKeyDictionary()
-
-
-def _fold(span: MlflowSpan, name: str, value: object) -> None:
-    folded = _folded.setdefault(span, {})
-    folded[name] = clean(value)
-    if len(folded).bit_count() == 1:
-        # Written at 1, 2, 4, 8 ... and at the end: each write encodes all of them.
-        _write_folded(span, folded)
-
-
-def _write_folded(span: MlflowSpan, folded: dict[str, object]) -> None:
-    span.set_attribute(MORE_ATTRIBUTES, clean(folded))
 
 
 # -- how it ended ------------------------------------------------------------------------------
@@ -327,22 +298,22 @@ def end(span: MlflowSpan, ender: ending.Ender | None, end_time_ns: int | None = 
     """End with an explicit status, ERROR if it is already that; make sure that it has ended."""
     otel = spans.recording_span(span)
     if otel is not None:
-        if _folded and span in _folded:
-            with contained("recording attributes over the cap"):
-                _write_folded(span, _folded.pop(span))
+        if folded:
+            write_folded(span)
         if otel.start_time > (end_time_ns or time.time_ns()):
             end_time_ns = otel.start_time  # never before its start: the duration would be negative
         if otel.status.status_code is _ERROR and not writing.has_event(otel, EXCEPTION):
             with contained("recording why a span is an error"):
                 span.add_event(writing.make_event(EXCEPTION, _why(span), end_time_ns))
     try:
-        with contained("ending a span"):
-            if ender is None:
-                ending.end_live(span, end_time_ns)
-            else:
-                is_error = ending.status_code(span) == "ERROR"
-                code = SpanStatusCode.ERROR if is_error else SpanStatusCode.OK
-                ender(SpanStatus(code, ending.description(span)), end_time_ns)
+        if ender is None:
+            ending.end_live(span, end_time_ns)
+        else:
+            is_error = ending.status_code(span) == "ERROR"
+            code = SpanStatusCode.ERROR if is_error else SpanStatusCode.OK
+            ender(SpanStatus(code, ending.description(span)), end_time_ns)
+    except Exception as error:  # noqa: BLE001
+        internal_error("ending a span", error)
     finally:
         if otel is not None and otel.end_time is None:
             ending.end_bare(otel, end_time_ns)
