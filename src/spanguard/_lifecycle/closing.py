@@ -56,6 +56,7 @@ class ClosingSpan:
         "_kept",
         "_last",
         "_provider",
+        "_proxy",
         "ambient",
         "client",
         "closed_by",
@@ -78,6 +79,7 @@ class ClosingSpan:
         self.closed_by: ClosedBy | None = None
         self.ambient: Ambient | None = None
         self.on_orphaned: Callable[[], object] | None = None
+        self._proxy: Any = None  # see SpanHandle.proxy
         self._kept: list[SpanguardError] = []
         self._last: dict[str, Any] = {}  # what a given client's end is to be called with
         self._provider = provider.current_provider()

@@ -11,10 +11,8 @@ from spanguard._base.site import Site, is_of_library, user_site
 from spanguard._lifecycle.closing import ClosingSpan
 from spanguard._lifecycle.findings import abandoned
 from spanguard._lifecycle.proxy import SpanProxy
-from spanguard._lifecycle.request import SpanRequest
 from spanguard._lifecycle.times import read_time
 from spanguard._mlflow import names
-from spanguard._mlflow.shapes import MlflowSpan
 from spanguard._mlflow.spans import is_being_written
 from spanguard._mlflow.writing import attribute_count
 from spanguard._process import orphans, registry
@@ -32,18 +30,14 @@ __all__ = ["SpanHandle", "handle_of"]
 class SpanHandle(ClosingSpan):
     """One span from its start to its end. Every face holds one, and ends it here, once."""
 
-    __slots__ = ("_proxy",)
-
-    def __init__(self, request: SpanRequest, live: MlflowSpan, *, is_root: bool) -> None:
-        self._proxy: SpanProxy | None = None
-        super().__init__(request, live, is_root=is_root)
+    __slots__ = ()
 
     @property
     def proxy(self) -> SpanProxy:
         """The span that the user holds. Made when it is asked for: by a function it never is."""
-        proxy = self._proxy
-        if proxy is None:
-            proxy = self._proxy = SpanProxy(self.live, self)
+        if self._proxy is None:
+            self._proxy = SpanProxy(self.live, self)
+        proxy: SpanProxy = self._proxy
         return proxy
 
     @proxy.setter

@@ -15,8 +15,9 @@ from spanguard._lifecycle import chosen_ids, experiments
 from spanguard._lifecycle.handle import SpanHandle, handle_of
 from spanguard._lifecycle.placement import Place, place, root_place
 from spanguard._lifecycle.request import SpanRequest, no_client
-from spanguard._mlflow import ids, memory, names, starting
+from spanguard._mlflow import ids, memory, names, provider, starting
 from spanguard._mlflow.active import current_otel_span, mode_has_changed, no_active_span
+from spanguard._mlflow.provider import provider_in_force
 from spanguard._mlflow.shapes import MlflowSpan
 from spanguard._process import exit as _exit
 from spanguard._process import orphans, registry
@@ -83,7 +84,7 @@ def _open(request: SpanRequest, activate: bool, parent: SpanHandle | None) -> Sp
         findings.append(spot.finding)
     if request.for_trace:
         _check_trace_arguments(request, spot)
-    attributes = _attributes(request)
+    attributes = {} if request.attributes is None else _attributes(request)
     if findings and is_strict(request.strict):
         settle(findings, strict=True, raised=None, site=_caller(request))
     if request.sampling_ratio is None:
@@ -147,8 +148,6 @@ def _check_trace_arguments(request: SpanRequest, spot: Place) -> None:
 
 
 def _attributes(request: SpanRequest) -> dict[str, object]:
-    if request.attributes is None:
-        return {}
     if not is_a(request.attributes, dict):
         request.findings.append(
             InvalidSpanArgumentError(
@@ -167,7 +166,8 @@ def _start(request: SpanRequest, spot: Place, attributes: dict[str, object]) -> 
     live: MlflowSpan | None = None
     is_listening = False
     try:
-        _exit.listen()
+        if provider.watched is None or provider_in_force() is not provider.watched:
+            _exit.listen()
         is_listening = True
         if request.otel_trace_id is not None:
             with ids.trace_id_chosen(request.otel_trace_id):
@@ -301,7 +301,8 @@ def _record_start(
             metadata = request.trace_metadata()
             metadata.pop(names.RUN_KEY, None)
             memory.add_to_trace(live.trace_id, request.trace_tags(), metadata)
-    _record_extras(handle, request)
+    if not (request.description is request.log_level is request.links is None):
+        _record_extras(handle, request)
 
 
 def _record_extras(handle: SpanHandle, request: SpanRequest) -> None:

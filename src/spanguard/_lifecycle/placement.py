@@ -74,7 +74,7 @@ def _under_ambient(name: str) -> Place:
     active: Any = ambient_span()
     entry = active.entry if type(active) is StandIn else None
     if entry is not None and not entry.ended and entry.live is not None:
-        return Place(entry.live, ambient=active)
+        return Place(entry.live, False, None, None, active)
     if not active.get_span_context().is_valid:
         return _under_ambient(name) if mode_has_changed() else _LEFT_TO_MLFLOW
     return _under_other(name, active)

@@ -40,18 +40,11 @@ _EITHER = inspect.Parameter.POSITIONAL_OR_KEYWORD
 _OTEL_TRACE_ID = re.compile("[0-9a-fA-F]{32}")
 
 
-def _is_any_given(
-    tags: object,
-    metadata: object,
-    experiment_id: object,
-    run_id: object,
-    session_id: object,
-    user: object,
-) -> bool:
-    if tags is not None or metadata is not None or experiment_id is not None:
-        return True
-    return run_id is not None or session_id is not None or user is not None
+_NOTHING: tuple[object, ...] = ()
 
+# Names that are clean as they are: a program has few, and uses them again and again.
+_clean_names: set[str] = set()
+_MAX_CLEAN_NAMES = 10_000
 
 _EITHER_WAY = {
     "name": ...,
@@ -119,7 +112,7 @@ class SpanRequest:
         start_time_ns: object = None,
         otel_trace_id: object = None,
         new_trace: object = False,
-        expected: object = (),
+        expected: object = _NOTHING,
         strict: object = None,
         description: Any = None,
         log_level: object = None,
@@ -133,10 +126,13 @@ class SpanRequest:
         elif args:
             named = (name, client, trace_id, parent_id, span_type, attributes)
             name, client, trace_id, parent_id, span_type, attributes = self._one_of(args, named)
-        self.name = self._name(name)
+        # Here and below what is given hardly ever is looked at only if it is given: all this is
+        # run through for each span.
+        self.name = name if type(name) is str and name in _clean_names else self._name(name)
         self.client = client
-        self.trace_id = self._id("trace_id", request_id if trace_id is None else trace_id)
-        self.parent_id = self._id("parent_id", parent_id)
+        asked = request_id if trace_id is None else trace_id
+        self.trace_id = None if asked is None else self._id("trace_id", asked)
+        self.parent_id = None if parent_id is None else self._id("parent_id", parent_id)
         self.span_type = span_type if span_type is _UNKNOWN else self._type(span_type)
         self.inputs = inputs
         self.attributes = attributes
@@ -146,7 +142,9 @@ class SpanRequest:
         self.run_id = run_id
         self.session_id = session_id
         self.user = user
-        self.for_trace = _is_any_given(tags, metadata, experiment_id, run_id, session_id, user)
+        self.for_trace = not (
+            tags is metadata is experiment_id is run_id is session_id is user is None
+        )
         self.links = links
         self.start_time_ns = None if start_time_ns is None else self._start_time(start_time_ns)
         self.otel_trace_id = None if otel_trace_id is None else self._otel_id(otel_trace_id)
@@ -155,7 +153,7 @@ class SpanRequest:
         self.is_reserved = False  # the chosen trace id
         self.lost_trace_id: str | None = None  # the chosen one, if it was not to be had
         self.new_trace = new_trace is not False and bool(self._flag("new_trace", new_trace))
-        self.expected = self._expected(expected)
+        self.expected = () if expected is _NOTHING else self._expected(expected)
         self.strict = strict if strict is None else self._flag("strict", strict)
         self.description = description
         self.log_level = None if log_level is None else self._log_level(log_level)
@@ -209,7 +207,10 @@ class SpanRequest:
 
     def _name(self, name: object) -> str:
         if type(name) is str and name:
-            return clean_text(name, MAX_SPAN_NAME_CHARS)
+            clean = clean_text(name, MAX_SPAN_NAME_CHARS)
+            if clean is name and len(_clean_names) < _MAX_CLEAN_NAMES:
+                _clean_names.add(clean)
+            return clean
         text = "" if name is ... else clean_text(name, MAX_SPAN_NAME_CHARS)
         if text and is_a(name, str):
             return text

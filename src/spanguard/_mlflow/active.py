@@ -89,7 +89,7 @@ def current_otel_span() -> OtelSpan:
     context = mode.runtime.get_current()
     found: Any = context.get(_SPAN_KEY)
     if type(found) in plain_spans:
-        return cast("OtelSpan", found)
+        return found  # type: ignore[no-any-return]
     active = _otel.get_current_span(context)
     if type(active) is NonRecordingSpan and active.get_span_context() is None:
         return INVALID_SPAN  # what MLflow makes active where it could not start a span

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from mlflow.entities import LiveSpan
 
 from spanguard._mlflow.buffer import KeepingBuffer
-from spanguard._mlflow.memory import trace_manager
+from spanguard._mlflow.memory import lasting_buffers, trace_manager
 from spanguard._mlflow.remote import remote_holds
 from spanguard._mlflow.seam_check import is_missing
 from spanguard._mlflow.shapes import TraceInMemory
@@ -92,6 +92,8 @@ _SEAMS_OF_THE_BUFFER = (
     "cachetools:TTLCache.maxsize",
     "mlflow.tracing.trace_manager:InMemoryTraceManager._lock",
 )
+
+lasting_buffers.add(KeepingBuffer)
 
 _left_alone: Callable[[], object] = lambda: None  # noqa: E731  # the buffer that was not replaced
 

@@ -24,6 +24,7 @@ __all__ = [
     "is_buffered",
     "is_in_memory",
     "knows_trace",
+    "lasting_buffers",
     "live_span",
     "manager_in_force",
     "mlflow_trace_id",
@@ -32,6 +33,7 @@ __all__ = [
     "set_client_request_id",
     "set_previews",
     "trace_manager",
+    "trace_of",
 ]
 
 
@@ -49,10 +51,6 @@ def manager_in_force() -> TraceManager:
 
 def live_span(trace_id: str, span_id: str) -> LiveSpan | None:
     """Return a span of a trace that is still in MLflow's buffer."""
-    traces: Any = getattr(getattr(trace_manager, "_instance", None), "_traces", None)
-    if isinstance(traces, dict):  # ours (keeping.py): a look-up changes nothing, and takes no lock
-        trace = traces.get(trace_id)
-        return trace.span_dict.get(span_id) if trace is not None else None
     return manager_in_force().get_span_from_id(trace_id, span_id)
 
 
@@ -72,8 +70,29 @@ def is_buffered(trace_id: str) -> bool:
 
 def is_in_memory(otel: HasContext) -> bool:
     """Do what `is_buffered` does for a span of OpenTelemetry's, without decoding its trace id."""
+    manager: Any = getattr(trace_manager, "_instance", None)
+    if type(getattr(manager, "_traces", None)) in lasting_buffers:
+        return trace_of(otel) is not None
     trace_id = mlflow_trace_id(otel)
     return trace_id is not None and is_buffered(trace_id)
+
+
+def trace_of(otel: HasContext) -> TraceInMemory | None:
+    """Return the trace of a span, if MLflow still holds it in a buffer of ours (keeping.py).
+
+    A look-up there changes nothing, and takes no lock. None of a trace in another buffer.
+    """
+    manager: Any = getattr(trace_manager, "_instance", None)
+    traces: Any = getattr(manager, "_traces", None)
+    known: Any = getattr(manager, "_otel_id_to_mlflow_trace_id", None)
+    if type(traces) not in lasting_buffers or type(known) is not dict:
+        return None
+    found: TraceInMemory | None = traces.get(known.get(otel.get_span_context().trace_id))
+    return found
+
+
+# The class of buffers of ours, which puts itself in here.
+lasting_buffers: set[type] = set()
 
 
 def open_spans_in(trace_id: str) -> list[LiveSpan]:
@@ -94,8 +113,12 @@ def all_open_spans() -> list[LiveSpan]:
 
 def mlflow_trace_id(otel: HasContext) -> str | None:
     """Return the MLflow trace id of an OpenTelemetry span."""
-    context = otel.get_span_context()
-    return manager_in_force().get_mlflow_trace_id_from_otel_id(context.trace_id)
+    otel_trace_id = otel.get_span_context().trace_id
+    known = getattr(getattr(trace_manager, "_instance", None), "_otel_id_to_mlflow_trace_id", None)
+    if type(known) is dict:
+        found: str | None = known.get(otel_trace_id)
+        return found
+    return manager_in_force().get_mlflow_trace_id_from_otel_id(otel_trace_id)
 
 
 def active_span() -> LiveSpan | None:

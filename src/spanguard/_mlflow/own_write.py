@@ -68,24 +68,20 @@ _writes_as_known = (
 def write_encoded(otel: Any, encoded: dict[str, str]) -> None:
     """Write attributes that are encoded already, under keys that are clean, all in one go."""
     attributes = getattr(otel, "_attributes", None)
+    # Not where a string may have to be cut.
     if (
-        not _writes_as_known
-        or type(attributes) is not BoundedAttributes
-        or attributes.max_value_len is not None  # the string may have to be cut
-        or not _wrote(otel, attributes, encoded)
+        _writes_as_known
+        and type(attributes) is BoundedAttributes
+        and attributes.max_value_len is None
     ):
-        otel.set_attributes(encoded)
-
-
-def _wrote(otel: Any, attributes: Any, encoded: dict[str, str]) -> bool:
-    """Write straight into the attributes, as OpenTelemetry does; False where it has to say more."""
-    # Under both locks of OpenTelemetry's, in its order.
-    with otel._lock:
-        written, most = attributes._dict, attributes.maxlen
-        if otel._end_time is not None or (most is not None and len(written) + len(encoded) > most):
-            return False
-        with attributes._lock:
-            for key, text in encoded.items():
-                written.pop(key, None)  # what is written again comes last
-                written[key] = text
-    return True
+        # Under both locks of OpenTelemetry's, in its order.
+        with otel._lock:
+            written, most = attributes._dict, attributes.maxlen
+            fits = most is None or len(written) + len(encoded) <= most
+            if fits and otel._end_time is None:
+                with attributes._lock:
+                    for key, text in encoded.items():
+                        written.pop(key, None)  # what is written again comes last
+                        written[key] = text
+                return
+    otel.set_attributes(encoded)

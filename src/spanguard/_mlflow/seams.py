@@ -149,7 +149,7 @@ _MEMORY = (
     Seam(f"{_MANAGER}_lock", "keeping", _EVICTED),
     Seam(
         f"{_MANAGER}_otel_id_to_mlflow_trace_id",
-        "keeping",
+        "keeping, memory",
         "A long process keeps an entry for each trace that MLflow has dropped.",
     ),
     Seam("cachetools:TTLCache.ttl", "keeping", _EVICTED),

@@ -16,7 +16,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext
 
 from spanguard._mlflow import provider
 from spanguard._mlflow.active import mode
-from spanguard._mlflow.memory import is_buffered, live_span, mlflow_trace_id
+from spanguard._mlflow.memory import trace_of
 from spanguard._mlflow.optional import optional
 from spanguard._mlflow.shapes import MlflowSpan
 from spanguard._mlflow.spans import otel_span
@@ -60,14 +60,14 @@ def start_plain_child(parent: Any, name: str) -> LiveSpan | None:
     if tracer is None or _is_off_here() or is_noop(parent):
         return None
     under: Any = parent._span
-    trace_id = mlflow_trace_id(under)  # MLflow's span would decode it from an attribute
-    if trace_id is None or not is_buffered(trace_id):
+    trace = trace_of(under)
+    if trace is None:
         return None
     context = _otel.set_span_in_context(under, mode.runtime.get_current())
     otel = tracer.start_span(name, context=context, attributes={})
     if not isinstance(otel, ReadableSpan):
         return None
-    return live_span(trace_id, f"{cast('Any', otel).context.span_id:016x}")
+    return trace.span_dict.get(f"{cast('Any', otel).context.span_id:016x}")
 
 
 def _is_off_here() -> bool:

@@ -123,7 +123,8 @@ class Ambient:
         if is_collecting():
             return  # opened in a finalizer: no variable may be set here
         self._before = ActiveState()
-        self._before.replace(cast("OtelSpan", self.stand_in))
+        stand_in: Any = self.stand_in
+        self._before.replace(stand_in)
 
     def leave(self) -> None:
         """Restore what was active before, if this span (or one above it) is active here.
@@ -184,7 +185,7 @@ def ambient_span() -> OtelSpan:
 def _standing(active: Active) -> OtelSpan:
     while type(active) is StandIn and active.has_fallen:
         active = active.below
-    return cast("OtelSpan", active)
+    return active  # type: ignore[return-value]
 
 
 def other_span() -> OtelSpan:

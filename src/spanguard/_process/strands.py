@@ -7,7 +7,6 @@ import sys
 import threading
 import weakref
 from contextvars import ContextVar
-from typing import cast
 
 from spanguard._base.tasks import is_over, running_task
 
@@ -54,7 +53,8 @@ def current_strand() -> Strand:
     # Whether a task may run here, at a glance: it is asked at each start of a span, of any API.
     if _running_loop() is None and "trio" not in sys.modules and work_here.get() is None:
         try:
-            return cast("Strand", _threads.strand)
+            found: Strand = _threads.strand
+            return found
         except AttributeError:
             strand = _threads.strand = Strand()
             return strand

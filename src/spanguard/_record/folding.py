@@ -10,7 +10,7 @@ from spanguard._mlflow import spans, writing
 from spanguard._mlflow.shapes import MlflowSpan
 from spanguard._record.payload import clean
 
-__all__ = ["folded", "set_or_fold", "write_folded"]
+__all__ = ["have_been", "set_or_fold", "write_folded"]
 
 
 MORE_ATTRIBUTES = "spanguard.more_attributes"
@@ -35,11 +35,15 @@ def _is_over(span: MlflowSpan, name: str, cap: int) -> bool:
 
 # Attributes over the cap. MLflow would make room for them by dropping its own trace id, which
 # makes the trace unreadable; so they share one attribute. Keyed by the span, dropped with it.
-folded: weakref.WeakKeyDictionary[MlflowSpan, dict[str, object]] = weakref.WeakKeyDictionary()
+_folded: weakref.WeakKeyDictionary[MlflowSpan, dict[str, object]] = weakref.WeakKeyDictionary()
+
+# Not empty once there were some: it is asked at each end.
+have_been: list[bool] = []
 
 
 def _fold(span: MlflowSpan, name: str, value: object) -> None:
-    more = folded.setdefault(span, {})
+    more = _folded.setdefault(span, {})
+    have_been[:] = [True]
     more[name] = clean(value)
     if len(more).bit_count() == 1:
         # Written at 1, 2, 4, 8 ... and at the end: each write encodes all of them.
@@ -48,9 +52,9 @@ def _fold(span: MlflowSpan, name: str, value: object) -> None:
 
 def write_folded(span: MlflowSpan) -> None:
     """Write what is still to be written of a span's attributes over the cap, at its end."""
-    if span in folded:
+    if span in _folded:
         with contained("recording attributes over the cap"):
-            _write(span, folded.pop(span))
+            _write(span, _folded.pop(span))
 
 
 def _write(span: MlflowSpan, more: dict[str, object]) -> None:

@@ -24,8 +24,9 @@ from spanguard._mlflow.names import (
 )
 from spanguard._mlflow.own_write import write_plain
 from spanguard._mlflow.shapes import MlflowSpan, RecordingSpan
+from spanguard._record import folding
 from spanguard._record.encounters import Meets, meet
-from spanguard._record.folding import folded, set_or_fold, write_folded
+from spanguard._record.folding import set_or_fold
 from spanguard._record.outcome import Outcome, describe, event_attributes
 from spanguard._record.payload import (
     as_mapping,
@@ -298,8 +299,8 @@ def end(span: MlflowSpan, ender: ending.Ender | None, end_time_ns: int | None = 
     """End with an explicit status, ERROR if it is already that; make sure that it has ended."""
     otel = spans.recording_span(span)
     if otel is not None:
-        if folded:
-            write_folded(span)
+        if folding.have_been:
+            folding.write_folded(span)
         if otel.start_time > (end_time_ns or time.time_ns()):
             end_time_ns = otel.start_time  # never before its start: the duration would be negative
         if otel.status.status_code is _ERROR and not writing.has_event(otel, EXCEPTION):
