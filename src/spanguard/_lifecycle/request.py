@@ -18,6 +18,7 @@ from spanguard._base.values import (
 )
 from spanguard._lifecycle.times import read_time
 from spanguard._mlflow import names, starting
+from spanguard._mlflow.own_client import is_plain_client
 from spanguard._mlflow.shapes import Client
 from spanguard._record.payload import clean_labels
 from spanguard._record.text import clean_text, shortened, whole_text
@@ -29,14 +30,12 @@ __all__ = ["MAX_SPAN_NAME_CHARS", "SpanRequest", "no_client"]
 MAX_SPAN_NAME_CHARS = 4_000
 # A longer session id costs the whole trace on newer versions of MLflow (test_custom.py).
 MAX_SESSION_CHARS = 250
-
 _UNKNOWN = "UNKNOWN"
 _AS_MLFLOW = ("name", "span_type", "attributes")
 _AS_RECIPE = ("client", "name", "trace_id", "parent_id")
 _COLLECTIONS = (tuple, list, set, frozenset)
 _MOST = 1_000  # exception classes
 _EITHER = inspect.Parameter.POSITIONAL_OR_KEYWORD
-
 _OTEL_TRACE_ID = re.compile("[0-9a-fA-F]{32}")
 
 
@@ -57,7 +56,10 @@ _EITHER_WAY = {
 
 
 class SpanRequest:
-    """What was asked for: the arguments of `traced_span`, in either form, read and mended."""
+    """What was asked for: the arguments of `traced_span`, in either form, read and mended.
+
+    What hardly ever is given is looked at only if it is: this is run through for each span.
+    """
 
     __slots__ = (
         "attributes",
@@ -126,10 +128,8 @@ class SpanRequest:
         elif args:
             named = (name, client, trace_id, parent_id, span_type, attributes)
             name, client, trace_id, parent_id, span_type, attributes = self._one_of(args, named)
-        # Here and below what is given hardly ever is looked at only if it is given: all this is
-        # run through for each span.
         self.name = name if type(name) is str and name in _clean_names else self._name(name)
-        self.client = client
+        self.client = None if client is None or is_plain_client(client) else client
         asked = request_id if trace_id is None else trace_id
         self.trace_id = None if asked is None else self._id("trace_id", asked)
         self.parent_id = None if parent_id is None else self._id("parent_id", parent_id)
@@ -142,9 +142,8 @@ class SpanRequest:
         self.run_id = run_id
         self.session_id = session_id
         self.user = user
-        self.for_trace = not (
-            tags is metadata is experiment_id is run_id is session_id is user is None
-        )
+        is_plain = tags is metadata is experiment_id is run_id is session_id is user is None
+        self.for_trace = not is_plain
         self.links = links
         self.start_time_ns = None if start_time_ns is None else self._start_time(start_time_ns)
         self.otel_trace_id = None if otel_trace_id is None else self._otel_id(otel_trace_id)
@@ -157,9 +156,8 @@ class SpanRequest:
         self.strict = strict if strict is None else self._flag("strict", strict)
         self.description = description
         self.log_level = None if log_level is None else self._log_level(log_level)
-        self.sampling_ratio = (
-            None if sampling_ratio_override is None else self._ratio(sampling_ratio_override)
-        )
+        ratio = sampling_ratio_override
+        self.sampling_ratio = None if ratio is None else self._ratio(ratio)
         if trace_destination is not None and self.experiment_id is None:
             self._go_to(trace_destination)
         for key in unknown:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import CodeType
 
-__all__ = ["names_in", "names_of"]
+__all__ = ["names_in", "names_of", "names_of_function"]
 
 
 def names_of(code: CodeType) -> str:
@@ -12,7 +12,12 @@ def names_of(code: CodeType) -> str:
     return " ".join(code.co_names)
 
 
+def names_of_function(function: object) -> str:
+    """Return what a function names, or the one that it is wrapped around; "" if there is none."""
+    code = getattr(getattr(function, "__wrapped__", function), "__code__", None)
+    return names_of(code) if type(code) is CodeType else ""
+
+
 def names_in(owner: object, name: str) -> str:
     """Return what a function of a class or a module names; "" if there is none."""
-    code = getattr(getattr(owner, name, None), "__code__", None)
-    return names_of(code) if type(code) is CodeType else ""
+    return names_of_function(getattr(owner, name, None))
