@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, cast
 from mlflow.entities import LiveSpan
 from opentelemetry.trace import Status, StatusCode
 
+from spanguard._base.interrupts import let_the_users_pass
 from spanguard._mlflow.known_code import names_in, names_of
 from spanguard._mlflow.names import (
     CHAT_USAGE_KEY,
@@ -179,7 +180,8 @@ def _level_of(span_type: object) -> str | None:
     try:
         read = json.loads(cast("str", span_type))
         level = str(int(cast("Any", _give_level)(read)))
-    except Exception:  # noqa: BLE001 - not as MLflow writes it: MLflow knows what becomes of it
+    except Exception as error:  # noqa: BLE001 - not as MLflow writes it: MLflow knows what it is
+        let_the_users_pass(error)
         return None
     if len(_levels) < _MAX_LEVELS:
         _levels[cast("str", span_type)] = level
@@ -192,8 +194,8 @@ def _hint() -> None:
         is_driving = getattr(_hints, "_is_agent_driving", None)
         if is_driving is None or is_driving():
             _hints.maybe_warn_local_tracking_for_databricks()
-    except Exception:  # noqa: BLE001 - as in MLflow: a hint must never prevent an end
-        pass
+    except Exception as error:  # noqa: BLE001 - as in MLflow: a hint must never prevent an end
+        let_the_users_pass(error)
 
 
 def _log_failure(span: Any, error: Exception) -> None:
