@@ -9,13 +9,15 @@ import mlflow
 from mlflow.tracking import MlflowClient
 from mlflow.tracking import fluent as _fluent
 
-from spanguard._mlflow.memory import manager_in_force
+from spanguard._mlflow.memory import manager_in_force, mlflow_trace_id, trace_of
+from spanguard._mlflow.shapes import HasContext, TraceInMemory
 
 __all__ = [
     "active_experiment_id",
     "adopt_destination",
     "experiment_of",
     "find_experiment",
+    "place_of",
     "tracking_uri",
 ]
 
@@ -42,9 +44,22 @@ def active_experiment_id() -> str | None:
 def experiment_of(trace_id: str) -> str | None:
     """Return the experiment of a trace that is still in MLflow's buffer."""
     with manager_in_force().get_trace(trace_id) as trace:
-        location = trace.info.trace_location if trace is not None else None
-        experiment = getattr(location, "mlflow_experiment", None)
-        return experiment.experiment_id if experiment is not None else None
+        return _experiment_in(trace)
+
+
+def place_of(otel: HasContext) -> tuple[str | None, str | None]:
+    """Return the trace of a span, by MLflow's id, and its experiment, as far as MLflow knows."""
+    trace = trace_of(otel)
+    if trace is not None:
+        return trace.info.trace_id, _experiment_in(trace)
+    trace_id = mlflow_trace_id(otel)
+    return trace_id, experiment_of(trace_id) if trace_id else None
+
+
+def _experiment_in(trace: TraceInMemory | None) -> str | None:
+    location = trace.info.trace_location if trace is not None else None
+    experiment = getattr(location, "mlflow_experiment", None)
+    return experiment.experiment_id if experiment is not None else None
 
 
 def adopt_destination(uri: str, experiment_id: str | None) -> None:

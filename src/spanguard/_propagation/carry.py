@@ -253,6 +253,8 @@ def carry(fn: Callable[P, R]) -> Callable[P, R]:
 
 
 def _kind_of(fn: Any) -> type[Carried]:
+    if type(fn) is FunctionType and not fn.__dict__:  # nothing is wrapped, and nobody marked it
+        return _KIND_BY_FLAG.get(fn.__code__.co_flags & _FLAGS, Carried)
     function = inspect.unwrap(fn) if not isinstance(fn, functools.partial) else fn
     for is_kind, kind in _KINDS:
         if is_kind(function) or is_kind(inspect.getattr_static(type(function), "__call__", None)):
@@ -265,6 +267,14 @@ _KINDS: tuple[tuple[Callable[[Any], bool], type[Carried]], ...] = (
     (inspect.isgeneratorfunction, CarriedGeneratorFunction),
     (inspect.isasyncgenfunction, CarriedAsyncGeneratorFunction),
 )
+
+# The same for a function as Python compiles it: all that `inspect` looks at then.
+_KIND_BY_FLAG = {
+    inspect.CO_COROUTINE: CarriedCoroutineFunction,
+    inspect.CO_GENERATOR: CarriedGeneratorFunction,
+    inspect.CO_ASYNC_GENERATOR: CarriedAsyncGeneratorFunction,
+}
+_FLAGS = inspect.CO_COROUTINE | inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 # As Python names what cannot be found by name. Engines that store a callable object by its class's
 # name refuse these, and by a function's name they would run it without what is carried.

@@ -13,7 +13,7 @@ from spanguard._base.findings import contained, settle
 from spanguard._base.interrupts import is_the_users
 from spanguard._base.site import user_site
 from spanguard._base.values import is_mapping, items_of, text_of
-from spanguard._mlflow import destination, ids, memory
+from spanguard._mlflow import destination, ids
 from spanguard._mlflow.remote import remote_span, traceparent_of
 from spanguard._process.ambient import ambient_span
 from spanguard._propagation import destinations
@@ -191,12 +191,12 @@ def capture() -> TraceContext:
             return TraceContext(
                 None, None, uri, experiment_id, is_strict(), destinations.process_token
             )
-        trace_id = memory.mlflow_trace_id(active)
+        trace_id, experiment_of_trace = destination.place_of(active)
         return TraceContext(
             trace_id,
             traceparent_of(active),
             uri,
-            (destination.experiment_of(trace_id) if trace_id else None) or experiment_id,
+            experiment_of_trace or experiment_id,
             is_strict(),
             destinations.process_token,
             active,
