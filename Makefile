@@ -69,6 +69,7 @@ lint: $(VENV)/linters
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/record.py
+	$(VENV)/bin/python benchmarks/faces.py
 
 clean:
 	rm -rf .venv .venv-oldest .venv-newest .venv-next .venv-mlflow-* dist

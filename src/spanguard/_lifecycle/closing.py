@@ -48,6 +48,9 @@ def _client_ender(
     return end
 
 
+_NOTHING: dict[str, Any] = {}  # what there is to be given to where there is no client
+
+
 class ClosingSpan:
     """One span that this process has opened, and its way to its end: see `SpanHandle`."""
 
@@ -81,7 +84,8 @@ class ClosingSpan:
         self.on_orphaned: Callable[[], object] | None = None
         self._proxy: Any = None  # see SpanHandle.proxy
         self._kept: list[SpanguardError] = []
-        self._last: dict[str, Any] = {}  # what a given client's end is to be called with
+        # What a given client's end is to be called with.
+        self._last: dict[str, Any] = _NOTHING if request.client is None else {}
         self._provider = provider.current_provider()
         self.entry = registry.entry_of(otel_span(live))
         if self.entry is not None:

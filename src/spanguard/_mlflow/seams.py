@@ -223,7 +223,7 @@ _SPAN = (
             "mlflow.tracing.fluent:_logger",
             "mlflow.tracking.client:_logger",
         ),
-        "swallowed, own_end",
+        "swallowed, own_end, own_start",
         "What a signal handler raises in the middle of a start or an end stays swallowed.",
     ),
     *each(

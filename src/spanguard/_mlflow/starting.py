@@ -11,13 +11,14 @@ import mlflow
 from mlflow.entities import LiveSpan, NoOpSpan
 from opentelemetry import trace as _otel
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.sampling import ParentBased
+from opentelemetry.sdk.trace.sampling import Decision, ParentBased, SamplingResult
 from opentelemetry.trace import NonRecordingSpan, SpanContext
 
 from spanguard._mlflow import provider
 from spanguard._mlflow.active import mode
 from spanguard._mlflow.memory import trace_of
 from spanguard._mlflow.optional import optional
+from spanguard._mlflow.own_start import start_plain_root
 from spanguard._mlflow.shapes import MlflowSpan
 from spanguard._mlflow.spans import otel_span
 
@@ -38,6 +39,10 @@ __all__ = [
 
 def start_root(name: str, *, span_type: str, start_time_ns: int | None, **trace: Any) -> MlflowSpan:
     """Start a new trace, or what MLflow makes of it: a NoOpSpan where it is off or fails."""
+    if start_time_ns is None and not (_is_off_here() or trace.get("tags") or trace["metadata"]):
+        span = start_plain_root(name, trace.get("experiment_id"))
+        if span is not None:
+            return cast("MlflowSpan", span)
     return mlflow.start_span_no_context(
         name, span_type=span_type, start_time_ns=start_time_ns, **trace
     )
@@ -119,10 +124,23 @@ def sampled_at(ratio: float) -> Iterator[None]:
         _sampling_override.reset(token)
 
 
+class _FollowingRoot(ParentBased):
+    """Decides as `ParentBased` does, in one look where the parent is recorded in this process."""
+
+    def should_sample(
+        self, parent_context: Any, trace_id: int, name: str, *args: Any, **kwargs: Any
+    ) -> SamplingResult:
+        parent = _otel.get_current_span(parent_context).get_span_context()
+        if parent.is_valid and not parent.is_remote and parent.trace_flags.sampled:
+            attributes = args[1] if len(args) > 1 else kwargs.get("attributes")
+            return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes, parent.trace_state)
+        return super().should_sample(parent_context, trace_id, name, *args, **kwargs)
+
+
 def let_children_follow(provider: TracerProvider) -> None:
     """Let the spans of a trace share its root's sampling; 3.10 samples each of them."""
     if _sampler is not None and isinstance(provider.sampler, _sampler):
-        provider.sampler = ParentBased(provider.sampler)
+        provider.sampler = _FollowingRoot(provider.sampler)
 
 
 def sampled_out(span: MlflowSpan) -> MlflowSpan:

@@ -51,6 +51,8 @@ def rename(span: MlflowSpan, name: str) -> None:
     MLflow stores both as it finds them when they have ended.
     """
     before = span.name
+    if name == before:
+        return
     cast("Any", otel_span(span)).update_name(name)
     if span.parent_id is None:
         with manager_in_force().get_trace(span.trace_id) as trace:

@@ -20,7 +20,7 @@ from spanguard._propagation import destinations
 from spanguard._propagation.attachment import Attachment
 from spanguard.exceptions import InvalidSpanArgumentError
 
-__all__ = ["TraceContext", "capture"]
+__all__ = ["TraceContext", "capture", "headers_here"]
 
 
 TRACEPARENT = "traceparent"
@@ -171,6 +171,15 @@ def _header(headers: Any) -> str | None:
 
 def _text(value: object) -> str:
     return value.decode("latin-1") if type(value) is bytes else text_of(value) or ""
+
+
+def headers_here() -> dict[str, str]:
+    """Return what `capture().to_headers()` does, and look at no more than that takes."""
+    with contained("capturing the trace context"):
+        active = ambient_span()
+        if active.get_span_context().is_valid:
+            return {TRACEPARENT: traceparent_of(active)}
+    return {}
 
 
 def capture() -> TraceContext:

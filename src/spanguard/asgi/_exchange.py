@@ -16,7 +16,7 @@ from spanguard._lifecycle.request import MAX_SPAN_NAME_CHARS, SpanRequest
 from spanguard._mlflow import memory, starting
 from spanguard._mlflow.names import MAX_CLIENT_REQUEST_ID_CHARS
 from spanguard._mlflow.writing import rename
-from spanguard._propagation.context import capture
+from spanguard._propagation.context import headers_here
 from spanguard._record import writing
 from spanguard._record.outcome import CLOSED_EARLY, ERROR, OK, Outcome
 from spanguard._record.text import clean_text
@@ -55,6 +55,7 @@ class Options:
 _METHODS = frozenset(
     {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
 )
+_REQUEST_ID = "http.request.id"
 _BODY_PARTS = frozenset(
     {"http.response.body", "http.response.pathsend", "http.response.zerocopysend"}
 )
@@ -91,15 +92,15 @@ class Exchange:
         request = SpanRequest(
             (),
             name=f"{self._label} {scope.get('path', '')}",
-            attributes=self._first_attributes(),
+            attributes=self._first_attributes(request_id),
             strict=options.strict,
         )
         request.function = options.called
         self._handle = open_handle(request)
-        self._headers_out = capture().to_headers()  # of the span that was just opened
+        self._headers_out = headers_here()  # of the span that was just opened
         if request_id:
             self._headers_out[options.request_id_header] = request_id
-            self._identify(request_id)
+            self._identify_trace(request_id)
 
     @property
     def _label(self) -> str:
@@ -115,12 +116,15 @@ class Exchange:
         given = map(readable_id, values(self._scope.get("headers", ()), header))
         return next(filter(None, given), None) or uuid.uuid4().hex
 
-    def _first_attributes(self) -> dict[str, object]:
+    def _first_attributes(self, request_id: str) -> dict[str, object]:
         scope = self._scope
         found: dict[str, object] = {"url.path": scope.get("path", "")}
         if not self._is_socket:
             found["http.request.method"] = clean_text(scope.get("method", ""), 32)
-        return found | self._captured("http.request.header", scope.get("headers", ()))
+        found |= self._captured("http.request.header", scope.get("headers", ()))
+        if request_id:
+            found[_REQUEST_ID] = request_id
+        return found
 
     def _captured(self, prefix: str, headers: Headers) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
@@ -132,7 +136,10 @@ class Exchange:
 
     def _identify(self, request_id: str) -> None:
         """Record the request id; with a root, MLflow knows the trace by it too."""
-        self._write({"http.request.id": request_id})
+        self._write({_REQUEST_ID: request_id})
+        self._identify_trace(request_id)
+
+    def _identify_trace(self, request_id: str) -> None:
         if self._handle.is_root and len(request_id) <= MAX_CLIENT_REQUEST_ID_CHARS:
             memory.set_client_request_id(self._handle.live.trace_id, request_id)
 
@@ -244,12 +251,14 @@ class Exchange:
             writing.inputs(live, self._request_body.recordable())
         if self._response_body.size and not memory.has_outputs(live):
             writing.outputs(live, self._response_body.recordable())
+        route = route_of(self._scope)
         found = {
             "http.response.status_code": self._status,
             "websocket.close_code": self._close_code,
+            "http.route": route,
         }
         self._write({name: value for name, value in found.items() if value is not None})
-        self._write_name()
+        rename(self._handle.live, clean_text(self._name(route), MAX_SPAN_NAME_CHARS))
         if self._handle.is_root:
             self._write_previews(failure if raised is None else type(raised).__name__)
 
@@ -268,15 +277,11 @@ class Exchange:
             None if memory.has_outputs(live) else answered,
         )
 
-    def _write_name(self) -> None:
-        """Name the span by its route, which is known once a router has had the request."""
-        route = route_of(self._scope)
-        if route is not None:
-            self._write({"http.route": route})
-        rename(self._handle.live, clean_text(self._name(route), MAX_SPAN_NAME_CHARS))
-
     def _name(self, route: str | None) -> str:
-        """Return the span's name. What strangers try must not become as many names."""
+        """Return the span's name, by its route, which is known once a router had the request.
+
+        What strangers try must not become as many names.
+        """
         given = None
         if self._options.name is not None:
             with contained("the function name= of a TraceMiddleware"):
