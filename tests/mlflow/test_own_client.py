@@ -78,3 +78,23 @@ def test_what_the_plain_client_is_given_is_stored(store: Store) -> None:
     assert (span.inputs, span.outputs) == (1, 2)
     assert span.attributes["a"] == 1 and span.attributes["b"] == 2
     assert trace.info.tags["t"] == "1" and span.status.status_code.value == "ERROR"
+
+
+MIXED = {"a": 1, "b": {3}, "c": "text", "d": object, "e": [1.5, None]}
+
+
+@pytest.mark.parametrize("inputs", [{"q": 1}, {1, 2}, None], ids=["plain", "not plain", "none"])
+def test_the_record_is_that_of_the_client_itself(inputs: Any, store: Store) -> None:
+    """The same attributes, in the same order."""
+    for name, client in (("theirs", MlflowClient()), ("ours", guard(MlflowClient()))):
+        given = {"inputs": inputs, "attributes": MIXED}
+        root = client.start_trace(name, "CHAIN", **given)
+        child = client.start_span(f"{name} child", root.trace_id, root.span_id, "PARSER", **given)
+        last = {"outputs": "out", "attributes": {"f": {4}, "g": 2}, "status": "OK"}
+        client.end_span(root.trace_id, child.span_id, **last)
+        client.end_trace(root.trace_id, **last)
+    spans = store.spans()
+    for name in ("", " child"):
+        theirs, ours = (dict(spans[f"{whose}{name}"].attributes) for whose in ("theirs", "ours"))
+        del theirs["mlflow.traceRequestId"], ours["mlflow.traceRequestId"]
+        assert list(ours.items()) == list(theirs.items())

@@ -35,8 +35,9 @@ def guard(
     exception if there is one, else as orphans. Where blocks of one client overlap, the last does.
 
     Args:
-        client: the client to guard; its own methods are called. Without one, a client is made
-            when something but the four is asked of it: a broken store does not show here.
+        client: the client to guard; methods of it that are not MLflow's own are called. Without
+            one, a client is made when something but the four is asked of it: a broken store does
+            not show here.
         strict: overrides `strict()` and the environment for what this client opens and ends.
         ambient: make what it opens the active span until it ends, so that fluent spans,
             autologging and further `start_trace` nest under it. Raw code is explicit about

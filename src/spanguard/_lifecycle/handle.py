@@ -136,10 +136,10 @@ class SpanHandle(ClosingSpan):
             findings += reserved
         if self.client is not None:
             outputs, named = self._leave_to_client(outputs, named)
+        if named:  # first, as in MLflow
+            writing.attributes(self.live, named)
         if outputs is not None:
             writing.outputs(self.live, outputs)
-        if named:
-            writing.attributes(self.live, named)
         code, description, finding = parse_status(status)
         if finding is not None:
             findings.append(finding)

@@ -84,16 +84,9 @@ def start(span: MlflowSpan, span_type: str | None, value: object, named: dict[st
             if otel is not None and is_simple(value):
                 plain[INPUTS_KEY] = value
             else:
+                plain = _written(otel, plain)
                 inputs(span, value)
-        caps = current_limits()
-        room = otel is not None and len(named) <= caps.attributes
-        for name, attribute_value in named.items():
-            if room and is_plain_under(attribute_value, caps.value_chars):
-                plain[name] = attribute_value
-            else:
-                set_or_fold(span, name, attribute_value)
-        if plain:
-            write_plain(otel, plain)
+        _write_named(span, otel, named, plain, len(named))
     except Exception as error:  # noqa: BLE001 - as `contained`, which costs a microsecond
         internal_error("recording what a span starts with", error)
 
@@ -187,18 +180,34 @@ def attributes(span: MlflowSpan, values: dict[Any, object]) -> list[InvalidSpanA
     named, findings = attribute_names(values)
     with contained("recording attributes"):
         otel = spans.recording_span(span)
-        count = len(named) + writing.attribute_count(span)
-        caps = current_limits()
-        room = otel is not None and count <= caps.attributes
-        plain: dict[str, object] = {}
-        for name, value in named.items():
-            if room and is_plain_under(value, caps.value_chars):
-                plain[name] = value
-            else:
-                set_or_fold(span, name, value)
-        if plain:
-            write_plain(otel, plain)
+        _write_named(span, otel, named, {}, len(named) + writing.attribute_count(span))
     return findings
+
+
+def _write_named(
+    span: MlflowSpan,
+    otel: RecordingSpan | None,
+    named: dict[str, object],
+    plain: dict[str, object],
+    count: int,
+) -> None:
+    """Write attributes in their order: what is plain together with what is plain before it."""
+    caps = current_limits()
+    room = otel is not None and count <= caps.attributes
+    for name, value in named.items():
+        if room and is_plain_under(value, caps.value_chars):
+            plain[name] = value
+        else:
+            plain = _written(otel, plain)
+            set_or_fold(span, name, value)
+    _written(otel, plain)
+
+
+def _written(otel: RecordingSpan | None, plain: dict[str, object]) -> dict[str, object]:
+    """Write what is plain; return what is then still to be written."""
+    if plain:
+        write_plain(otel, plain)
+    return {}
 
 
 def reserved_key(name: str) -> InvalidSpanArgumentError:
