@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
+import wrapt
 from mlflow import MlflowClient
 
 from spanguard import guard, traced_span
 from spanguard._mlflow import own_client
+from spanguard._mlflow.known_code import names_of_function
 from spanguard._mlflow.own_client import is_plain_client
 from tests.store import Store, parents
 
@@ -38,6 +41,23 @@ def test_one_with_a_call_in_place_of_its_own_is_called(
     assert not is_plain_client(client) and is_plain_client(other)
     monkeypatch.setattr(MlflowClient, name, lambda *_: None)
     assert not is_plain_client(other)
+
+
+def test_calls_that_were_wrapped_before_us_are_not_known(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever they are wrapped by: what is inside of it is not all that is done."""
+
+    @wrapt.decorator
+    def by_wrapt(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        return wrapped(*args, **kwargs)
+
+    def by_functools(call: Any) -> Any:
+        return functools.wraps(call)(lambda *args, **kwargs: call(*args, **kwargs))
+
+    for name, call in own_client._calls.items():
+        assert names_of_function(call) in own_client._KNOWN[name]
+        assert names_of_function(by_wrapt(call)) == names_of_function(by_functools(call)) == ""
 
 
 @pytest.mark.parametrize("face", ["guard", "block"])

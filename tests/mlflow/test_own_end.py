@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 import mlflow
 import pytest
+import wrapt
 from mlflow.entities import LiveSpan, SpanEvent, SpanStatus, SpanStatusCode
 from mlflow.tracing.export.mlflow_v3 import MlflowV3SpanExporter
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
@@ -84,6 +86,10 @@ def written_past_mlflow(span: LiveSpan) -> None:
     span._span.set_attribute("mlflow.spanLogLevel", "null")
 
 
+def typed_past_mlflow(span: LiveSpan) -> None:
+    span._span.set_attribute("mlflow.spanType", ["LLM"])
+
+
 PAYLOADS: list[Change] = [
     nothing,
     lambda span: span.set_inputs({"question": "ü", "n": [1, 2.5, None, True]}),
@@ -92,6 +98,7 @@ PAYLOADS: list[Change] = [
     lambda span: (span.set_inputs({1, 2}), span.set_outputs(object)),
     token_usage,
     written_past_mlflow,
+    typed_past_mlflow,
 ]
 if HAS_LEVELS:
     PAYLOADS += [lambda span: span.set_log_level("CRITICAL")]
@@ -272,6 +279,22 @@ def test_an_end_in_its_place_is_called(
     assert called == ["root"] and len(arrived) == 3
 
 
+def test_an_end_that_wrapt_is_around_is_called(
+    arrived: list[ReadableSpan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Instrumentation wraps so, and what is wrapped shows its own code."""
+    called: list[str] = []
+
+    @wrapt.decorator
+    def note(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+        called.append(instance.name)
+        return wrapped(*args, **kwargs)
+
+    monkeypatch.setattr(LiveSpan, "end", note(LiveSpan.end))
+    ended_by_block()
+    assert called == ["root"] and len(arrived) == 1
+
+
 def test_an_end_that_names_anything_else_is_called(
     arrived: list[ReadableSpan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +313,9 @@ def test_an_end_that_names_anything_else_is_called(
 def test_an_end_that_works_out_costs_in_another_way_is_called(
     arrived: list[ReadableSpan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import mlflow.tracing.utils
+
+    @functools.wraps(mlflow.tracing.utils.calculate_span_cost)
     def calculate_span_cost(span: LiveSpan) -> dict[str, float]:
         return {"total_cost": 1.0}
 

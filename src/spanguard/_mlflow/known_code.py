@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import CodeType
+from types import CodeType, FunctionType
 
 __all__ = ["names_in", "names_of", "names_of_function"]
 
@@ -13,9 +13,18 @@ def names_of(code: CodeType) -> str:
 
 
 def names_of_function(function: object) -> str:
-    """Return what a function names, or the one that it is wrapped around; "" if there is none."""
-    code = getattr(getattr(function, "__wrapped__", function), "__code__", None)
-    return names_of(code) if type(code) is CodeType else ""
+    """Return what a function names; "" for what is none, or has somebody else's around it.
+
+    MLflow's own decorators say nothing of what a function does. wrapt's objects look like what is
+    inside of them, `__code__` included.
+    """
+    if type(function) is not FunctionType:
+        return ""
+    inside = getattr(function, "__wrapped__", None)
+    if inside is not None:
+        is_mlflows = str(function.__globals__.get("__name__")).startswith("mlflow.")
+        return names_of_function(inside) if is_mlflows else ""
+    return names_of(function.__code__)
 
 
 def names_in(owner: object, name: str) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any, NamedTuple, cast
 
 from mlflow.entities import LiveSpan
@@ -123,16 +123,16 @@ def _known_end(span: Any) -> _Known | None:
     """Return what the end of a span does, if that is known."""
     if type(span) is not LiveSpan or "end" in vars(span):
         return None
-    code = getattr(LiveSpan.end, "__code__", None)
+    end = getattr(LiveSpan, "end", None)
+    if type(end) is not FunctionType:  # what wrapt puts there has the code of what is inside of it
+        return None
     known = _known
-    if code is known.code is not None:
-        return known
-    return _look_at(code)
+    return known if end.__code__ is known.code else _look_at(end.__code__)
 
 
-def _look_at(code: CodeType | None) -> _Known | None:
+def _look_at(code: CodeType) -> _Known | None:
     global _known
-    named = names_of(code) if type(code) is CodeType else ""
+    named = names_of(code)
     if named not in _ENDS or not all(names_in(_utils, name) in _COSTS[name] for name in _COSTS):
         return None
     _known = _Known(
@@ -152,7 +152,9 @@ def _level_to_write(known: _Known, span: Any) -> str | None:
     written = getattr(getattr(otel, "_attributes", None), "_dict", None)
     if type(written) is not dict or CHAT_USAGE_KEY in written or otel.end_time is not None:
         return None
-    span_type: Any = written.get(SPAN_TYPE_KEY)
+    span_type = written.get(SPAN_TYPE_KEY)
+    if type(span_type) is not str:  # not as MLflow writes it, and perhaps without a hash
+        return None
     if known.gives_hint and span_type in _HINTED and not _is_complete(otel, written):
         return None
     if not known.gives_level:
@@ -176,15 +178,15 @@ def _is_given(payload: object) -> bool:
     return type(payload) is str and payload.lstrip()[:1] not in ("", "n")
 
 
-def _level_of(span_type: object) -> str | None:
+def _level_of(span_type: str) -> str | None:
     try:
-        read = json.loads(cast("str", span_type))
+        read = json.loads(span_type)
         level = str(int(cast("Any", _give_level)(read)))
     except Exception as error:  # noqa: BLE001 - not as MLflow writes it: MLflow knows what it is
         let_the_users_pass(error)
         return None
     if len(_levels) < _MAX_LEVELS:
-        _levels[cast("str", span_type)] = level
+        _levels[span_type] = level
     return level
 
 
