@@ -15,7 +15,6 @@ from spanguard._mlflow.shapes import HasContext, TraceInMemory
 __all__ = [
     "active_experiment_id",
     "adopt_destination",
-    "experiment_of",
     "find_experiment",
     "place_of",
     "tracking_uri",
