@@ -27,6 +27,8 @@ from mlflow.tracing.trace_manager import InMemoryTraceManager
 
 import spanguard
 from spanguard._base import config, findings, settings
+from spanguard._delivery import deliver
+from spanguard._mlflow import takeover
 from spanguard._mlflow.queue import hand_over
 from tests.store import Store
 
@@ -85,11 +87,21 @@ def store(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         spanguard.close_open_spans()
+    deliver_no_more()
     config._process_setting = None
     assert mlflow.get_current_active_span() is None, "the test left a span active"
     here = settings.context_settings.get()
     assert all(block.is_dropped for block in here), "the test left a setting in force"
     reset_tracing()
+
+
+def deliver_no_more() -> None:
+    """Leave the delivery to MLflow, with nothing that waits for a store of this test."""
+    if deliver._intake is not None:
+        spanguard.deliver(None)
+    takeover.left_behind.clear()
+    takeover.waits_for = deliver._intake = None
+    takeover.tell_why_not = lambda reason: None
 
 
 def reset_tracing() -> None:

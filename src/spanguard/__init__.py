@@ -22,6 +22,8 @@ from spanguard._base.config import (
     strict,
 )
 from spanguard._base.open_span import OpenSpan
+from spanguard._delivery.counts import Delivery
+from spanguard._delivery.deliver import deliver, delivery
 from spanguard._process.flush import flush
 from spanguard._process.reports import close_open_spans, open_spans
 from spanguard._process.signals import install_signal_handlers
@@ -51,6 +53,7 @@ __all__ = [
     "MAX_VALUE_CHARS",
     "BatchResult",
     "CustomTraceManager",
+    "Delivery",
     "DuplicateTraceIdError",
     "EmptyTraceStackError",
     "InvalidParentError",
@@ -73,6 +76,8 @@ __all__ = [
     "carry",
     "close_open_spans",
     "current_span",
+    "deliver",
+    "delivery",
     "flush",
     "guard",
     "install_signal_handlers",

@@ -138,9 +138,11 @@ def test_the_export_queues_have_room_for_a_burst(store: Store) -> None:
         pass
     tasks, batch = processor.pending_tasks(), processor.batch_processor()
     if tasks is not None:
-        assert tasks.maxsize == 1000 * ROOM
+        # Of ten spans each: a task for the trace, and one for every five of its spans.
+        of_one = 1 + 10 // (batch._max_export_batch_size if batch is not None else 1)
+        assert tasks.maxsize == 1000 * of_one * ROOM
     if batch is not None:
-        assert batch._queue.maxlen == batch._max_queue_size == 2048 * ROOM
+        assert batch._queue.maxlen == batch._max_queue_size == 1000 * 10 * ROOM
 
 
 def test_a_queue_size_that_the_user_has_set_stays(

@@ -32,12 +32,13 @@ PUBLIC_MODULES = {
 # Names and paths that users' code is written against.
 PUBLIC_NAMES = {
     "spanguard": """
-        BatchResult CustomTraceManager DuplicateTraceIdError EmptyTraceStackError
+        BatchResult CustomTraceManager Delivery DuplicateTraceIdError EmptyTraceStackError
         InvalidParentError InvalidSpanArgumentError ItemOutcome Limits MAX_ATTRIBUTES
         MAX_MESSAGE_CHARS MAX_VALUE_CHARS OpenSpan OrphanedSpanError OrphanedSpanWarning
         SpanAlreadyEndedError SpanOrderError SpanguardError SpanguardWarning TraceContext
         TraceLostError TraceStateManager UnknownSpanError __version__ capture carry
-        close_open_spans current_span flush guard install_signal_handlers limits open_spans strict
+        close_open_spans current_span deliver delivery flush guard install_signal_handlers limits
+        open_spans strict
         trace_batch trace_id_for traced traced_span watch
     """,
     "spanguard.asgi": "TraceMiddleware",

@@ -7,6 +7,7 @@ import os
 from spanguard._api import active_traces, frames
 from spanguard._base import locks
 from spanguard._base.findings import contained
+from spanguard._delivery import deliver
 from spanguard._lifecycle import chosen_ids
 from spanguard._mlflow import ids
 from spanguard._process import fork, signals, watchdog
@@ -16,6 +17,7 @@ from spanguard._propagation import destinations
 _ROOMS = (
     locks,
     ids,
+    deliver,
     fork,
     signals,
     watchdog,

@@ -17,7 +17,7 @@ from spanguard._base.open_span import OpenSpan
 from spanguard._base.site import Site
 from spanguard._lifecycle.findings import already_ended_finding, orphans_finding
 from spanguard._lifecycle.request import SpanRequest
-from spanguard._mlflow import ending, exporting, memory, processor, provider, starting
+from spanguard._mlflow import ending, exporting, memory, processor, provider, starting, takeover
 from spanguard._mlflow.shapes import Client, MlflowSpan
 from spanguard._mlflow.spans import is_being_written, otel_span
 from spanguard._process import orphans, outliving, registry
@@ -311,6 +311,12 @@ class ClosingSpan:
         live = self.live
         return [already_ended_finding(self.name, live.span_id, live.trace_id, orphaned_by)]
 
+    def _still_arrives(self) -> bool:
+        """Tell whether what ends on this span's provider arrives, though MLflow has another now."""
+        return takeover.goes_on_delivering(self._provider) or processor.goes_on_writing(
+            self._provider
+        )
+
     def _lost(self) -> TraceLostError | None:
         """Notice at the end of a span that its trace can no longer arrive."""
         otel = otel_span(self.live)
@@ -322,9 +328,7 @@ class ClosingSpan:
                 "Raise MLFLOW_TRACE_BUFFER_MAX_SIZE or MLFLOW_TRACE_BUFFER_TTL_SECONDS before "
                 "the first span."
             )
-        elif provider.current_provider() is not self._provider and not processor.goes_on_writing(
-            self._provider
-        ):
+        elif provider.current_provider() is not self._provider and not self._still_arrives():
             why = "the tracing destination, experiment or tracking URI changed while it was open"
             cure = "Set the experiment and the tracking URI before the trace starts."
         else:

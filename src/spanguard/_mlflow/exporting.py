@@ -29,6 +29,8 @@ __all__ = [
     "loss_is_told",
     "note_deliveries",
     "note_end_of_trace",
+    "note_refused",
+    "note_stored",
     "noting_failure",
     "takes_whole_traces_only",
 ]
@@ -97,6 +99,16 @@ def close_ledger() -> None:
         _logger.warning("%d traces are not in the store: %s.", loss.traces, loss.reason)
 
 
+def note_stored(trace_id: str) -> None:
+    """Note that a trace is in the store that did not go there through MLflow's exporter."""
+    ledger.taken(_key_of(trace_id))
+
+
+def note_refused(trace_id: str, reason: str) -> None:
+    """Note that such a trace, or a part of it, is not in the store and will not be."""
+    ledger.refused(_key_of(trace_id), reason)
+
+
 def loss_is_told(span: object) -> None:
     """Note that the user is told, at the end of this span, that its trace is lost."""
     otel = recording_span(span)
@@ -149,7 +161,11 @@ class _Delivery:
         """Take note that the oldest span gives way, where the queue of ended spans is full."""
         waiting = self._batch._queue
         if not why and waiting:
-            ledger.refused(waiting[-1].context.trace_id, "MLflow's queue of ended spans was full")
+            ledger.refused(
+                waiting[-1].context.trace_id,
+                "MLflow's queue of ended spans was full",
+                for_room=True,
+            )
         self._drop(count, *why)
 
     def put(self, task: Any, block: bool = True, timeout: float | None = None) -> None:
@@ -158,7 +174,8 @@ class _Delivery:
             self._put(task, block, timeout)
         except queue.Full:
             for trace_id in _trace_ids_in(task.args):
-                ledger.refused(_key_of(trace_id), "MLflow's export queue was full")
+                ledger.refused(_key_of(trace_id), "MLflow's export queue was full", for_room=True)
+                _tell_of_full_queue()
             raise
 
     def log_spans(self, location: str, spans: list[Span]) -> object:
@@ -188,6 +205,18 @@ class _Delivery:
             self._upload(info, data)
         ledger.taken(_key_of(info.trace_id), whole=True)
 
+
+def _tell_of_full_queue() -> None:
+    global _has_told_of_full_queue
+    if not _has_told_of_full_queue:
+        _has_told_of_full_queue = True
+        _logger.warning(
+            "MLflow's export queue is full, and it drops what does not fit. delivery() counts "
+            "it; deliver() has no such limit. Logged once."
+        )
+
+
+_has_told_of_full_queue = False
 
 _sql_store_log = logging.getLogger("mlflow.store.tracking.sqlalchemy_store")
 

@@ -12,6 +12,7 @@ __all__ = ["Ledger", "Loss"]
 
 # Of traces that nobody asks for by flush(), so many are remembered; older ones are forgotten.
 _MAX_REMEMBERED = 20_000
+_NOT_THERE = object()
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Ledger:
         self._taken = itertools.count()
         self._taken_when_lost: int | None = None  # what the count was when a loss was told of
         self._last_taken = 0
+        self.stored = self.dropped = self.refused_count = 0  # as far as MLflow lets us see
+        self.last_error: str | None = None
 
     def ended(self, trace: Hashable) -> None:
         """Note that a trace is on its way."""
@@ -51,15 +54,20 @@ class Ledger:
 
     def taken(self, trace: Hashable, *, whole: bool = False) -> None:
         """Note that the store has a trace; the `whole` of it, whatever part was refused."""
-        self._waiting.pop(trace, None)
+        was_waiting = self._waiting.pop(trace, _NOT_THERE) is not _NOT_THERE
+        self.stored += was_waiting and trace not in self._refused
         if whole:
             _remember(self._whole, trace)
             self._refused.pop(trace, None)
         self._last_taken = next(self._taken)
 
-    def refused(self, trace: Hashable, reason: str) -> None:
-        """Note that a trace, or a part of it, did not get into the store."""
+    def refused(self, trace: Hashable, reason: str, *, for_room: bool = False) -> None:
+        """Note that a trace, or a part of it, did not get into the store: `for_room` in a queue."""
         self._waiting.pop(trace, None)
+        self.last_error = reason
+        if trace not in self._refused and trace not in self._whole:
+            self.dropped += for_room
+            self.refused_count += not for_room
         if trace not in self._whole and len(self._refused) < _MAX_REMEMBERED:
             self._refused.setdefault(trace, reason)
 
@@ -74,6 +82,11 @@ class Ledger:
     def on_their_way(self) -> list[Hashable]:
         """Return the traces that have ended and of which nothing is known yet."""
         return list(self._waiting)
+
+    @property
+    def pending(self) -> int:
+        """Return how many traces have ended of which nothing is known yet."""
+        return len(self._waiting)
 
     def still(self, traces: Iterable[Hashable]) -> int:
         """Return how many of these traces are still on their way."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from collections import deque
 from concurrent.futures import thread as _futures_thread
+from queue import Queue
 from typing import Any
 
 import mlflow
 from opentelemetry.sdk.trace import TracerProvider
 
+from spanguard._mlflow import takeover
 from spanguard._mlflow.buffer import ROOM
 from spanguard._mlflow.processor import (
     batch_processor,
@@ -48,20 +51,31 @@ def widen_export_queues() -> None:
     """
     tasks = pending_tasks()
     if tasks is not None and os.environ.get(_TASKS_VARIABLE) is None and tasks.maxsize > 0:
-        tasks.maxsize = max(tasks.maxsize, ROOM * _MLFLOW_TASKS)
+        # One task for each trace, and one for each batch of spans.
+        size = batch_size() or 1
+        each = 1 + -(-_SPANS_OF_TRACE // size)
+        tasks.maxsize = max(tasks.maxsize, ROOM * _MLFLOW_TASKS * each)
     batch = batch_processor()
     waiting = getattr(batch, "_queue", None)
     if not isinstance(waiting, deque) or not hasattr(batch, "_max_queue_size"):
         return
-    if waiting.maxlen is not None and waiting.maxlen < ROOM * _OTEL_SPANS:
-        batch._queue = deque(maxlen=ROOM * _OTEL_SPANS)
-        batch._max_queue_size = ROOM * _OTEL_SPANS
+    room = ROOM * _MLFLOW_TASKS * _SPANS_OF_TRACE
+    if waiting.maxlen is not None and waiting.maxlen < room:
+        batch._queue = deque(maxlen=room)
+        batch._max_queue_size = room
         while waiting:  # mostly nothing: the provider is new; the oldest is rightmost
             batch._queue.append(waiting.popleft())
 
 
 _TASKS_VARIABLE = "MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE"
-_MLFLOW_TASKS, _OTEL_SPANS = 1000, 2048  # what the queues hold by default
+_MLFLOW_TASKS = 1000  # what MLflow's own queue holds
+_SPANS_OF_TRACE = 10  # so many a trace may have, when thousands end at once
+
+
+def batch_size() -> int | None:
+    """Return how many spans MLflow exports at a time; None where it does so one by one."""
+    size = getattr(batch_processor(), "_max_export_batch_size", None)
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def exports_in_place() -> bool:
@@ -80,6 +94,7 @@ def hand_over() -> None:
 
     Where there is no such queue (OTLP): send it, which takes as long as the endpoint does.
     """
+    takeover.hand_over()
     current = provider_in_force()
     if isinstance(current, TracerProvider):
         current.force_flush()
@@ -96,7 +111,7 @@ def hand_over_everything() -> None:
         return
     hand_over()
     is_there = hasattr(exporter_in_force(), "_async_queue") or flush_is_blind()
-    if is_there and pending_tasks() is None:
+    if is_there and not takeover.is_taken_over() and pending_tasks() is None:
         # The public way stops and restarts MLflow's threads, which takes a second or two.
         mlflow.flush_trace_async_logging()
 
@@ -106,9 +121,15 @@ def await_stored(seconds: float) -> bool:
 
     True where there is no queue, or none that is known: MLflow's own exit hook then waits for it.
     """
-    tasks = pending_tasks()
-    if tasks is None:
-        return True
+    deadline = time.monotonic() + seconds
+    for queue in (pending_tasks(), *takeover.left_behind):
+        if queue is not None and not _is_done(queue, deadline - time.monotonic()):
+            return False
+    takeover.left_behind.clear()
+    return takeover.await_stored(deadline - time.monotonic())
+
+
+def _is_done(tasks: Queue[object], seconds: float) -> bool:
     with tasks.all_tasks_done:
         return bool(
             tasks.all_tasks_done.wait_for(lambda: not tasks.unfinished_tasks, max(seconds, 0.0))

@@ -44,6 +44,7 @@ _EXPORT = (
     Seam(f"{_BATCH}_batch_processor", "processor, exporting", _FULL),
     Seam(f"{_BATCH_QUEUE}_queue", "queue, exporting, fork", _FULL),
     Seam(f"{_BATCH_QUEUE}_max_queue_size", "queue", _FULL),
+    Seam(f"{_BATCH_QUEUE}_max_export_batch_size", "queue", _FULL),
     Seam(f"{_BATCH_QUEUE}_metrics", "exporting", "A full queue of spans is told of without why."),
     Seam(f"{_EXPORTER}_async_queue", "processor, queue, exporting", _BLIND, flush_needs=True),
     Seam(f"{_QUEUE}_queue", "processor, exporting", _BLIND, flush_needs=True),
@@ -140,4 +141,50 @@ _STORE = (
     ),
 )
 
-ON_THE_WAY_TO_THE_STORE: tuple[Seam, ...] = (*_EXPORT, *_STORE)
+_DELIVER = (
+    *each(
+        (f"{_EXPORTER}_is_async_enabled", f"{_EXPORTER}_log_spans", f"{_EXPORTER}_log_trace"),
+        "takeover, outgoing",
+        "deliver() leaves the delivery to MLflow.",
+    ),
+    Seam(
+        "mlflow.tracing.fluent:_set_last_active_trace_id",
+        "takeover",
+        "With deliver(), get_last_active_trace_id() lags by a second.",
+        until="3.11",
+    ),
+    *each(
+        (f"{_SQL_STORE}_start_trace_once", f"{_SQL_STORE}_log_spans_once"),
+        "sql_delivery",
+        "With deliver(), a deadlock of the database is tried again twice over.",
+        since="3.15",
+    ),
+    *each(
+        (f"{_SQL_STORE}ManagedSessionMaker", f"{_SQL_STORE}engine"),
+        "sql_delivery",
+        "deliver() stores nothing in an SQL store.",
+    ),
+    Seam(
+        "sqlalchemy.sql.dml:ValuesBase._multi_values",
+        "sql_sessions",
+        "With deliver(), storing takes half as long again.",
+    ),
+    *each(
+        (f"{_CLIENT}_upload_attachments", "mlflow.entities:Span._attachments"),
+        "sending, on_disk, outgoing",
+        "With deliver(), attachments of spans are not stored.",
+        since="3.11",
+    ),
+    Seam(
+        "opentelemetry.context:_SUPPRESS_INSTRUMENTATION_KEY",
+        "sending",
+        "With deliver(), instrumentation of HTTP clients may make spans of what is delivered.",
+    ),
+    Seam(
+        "opentelemetry.sdk.trace:ReadableSpan._resource",
+        "on_disk",
+        "A trace that is stored from disk lacks the tags of its OpenTelemetry resource.",
+    ),
+)
+
+ON_THE_WAY_TO_THE_STORE: tuple[Seam, ...] = (*_EXPORT, *_STORE, *_DELIVER)

@@ -9,7 +9,7 @@ from opentelemetry import trace as _otel
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
 from spanguard._base.findings import contained
-from spanguard._mlflow import provider
+from spanguard._mlflow import provider, takeover
 from spanguard._mlflow.active import mode
 from spanguard._mlflow.exporting import close_ledger, note_deliveries, noting_failure
 from spanguard._mlflow.ids import give_own_ids
@@ -55,6 +55,8 @@ def add_processor(processor: SpanProcessor) -> bool:
         provider.tracer = current.get_tracer(_provider_module.__name__)
         with contained("widening MLflow's queues"):
             widen_export_queues()
+        with contained("taking over the delivery of traces"):
+            takeover.follow()
         provider.watched = current
         return True
 
@@ -92,6 +94,8 @@ def _initialize_and_follow(disabled: bool = False) -> None:
         with noting_failure(object()):
             provider.initialize(disabled=disabled)
         note_deliveries()
+        with contained("taking over the delivery of traces"):
+            takeover.follow()
         if disabled:
             close_ledger()
     give_own_ids(held_provider())

@@ -12,7 +12,7 @@ from typing import Any
 from spanguard._base.config import current_limits
 from spanguard._base.findings import contained, logger
 from spanguard._base.interrupts import hold_back_the_users
-from spanguard._mlflow import exporting, queue, swallowed
+from spanguard._mlflow import exporting, queue, swallowed, takeover
 from spanguard._process import listening, orphans
 from spanguard._process.flush import bounded, has_arrived, is_handed_over, what_is_lost
 from spanguard._process.reports import close_all
@@ -183,11 +183,17 @@ def close_and_flush(orphaned_by: str, seconds: float, raised: BaseException | No
         loss = what_is_lost(exporting.ledger.on_their_way())
         if loss:
             logger.warning("%d traces are not in the store: %s.", loss.traces, loss.reason)
+        with contained("letting go of what is on disk"):
+            takeover.finish(is_stored=True)
         return
+    on_disk = 0
+    with contained("putting on disk what is not stored"):
+        on_disk = takeover.finish(is_stored=False)
     logger.warning(
-        "The store did not take all spans within the %g seconds that the exit waits for it; "
-        "the rest is lost. limits(exit_seconds=...) sets that time.",
+        "The store did not take all spans within the %g seconds that the exit waits for it; %s. "
+        "limits(exit_seconds=...) sets that time.",
         seconds,
+        f"{on_disk} traces are on disk, for `spanguard replay`" if on_disk else "the rest is lost",
     )
     with contained("letting go of what is not stored"):
         queue.let_go_at_exit()

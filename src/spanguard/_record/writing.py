@@ -40,6 +40,8 @@ from spanguard._record.text import clean_text
 from spanguard.exceptions import InvalidSpanArgumentError
 
 __all__ = [
+    "ORPHANED_BY",
+    "OUTCOME",
     "attribute",
     "attribute_names",
     "attributes",

@@ -1,4 +1,4 @@
-"""The command line: `spanguard check`, `spanguard demo`, `spanguard show TRACE_ID`."""
+"""The command line: `spanguard check`, `demo`, `replay FOLDER`, `show TRACE_ID`."""
 
 from __future__ import annotations
 
@@ -65,6 +65,28 @@ def demo(folder: Path) -> None:
         run(folder, _console())
     except (DemoError, OSError) as error:
         raise click.ClickException(_first_line(error)) from error
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--store", metavar="URI", help="Where to store it. [default: where it was meant for]")
+@click.option("--keep", is_flag=True, help="Leave the files there when all is stored.")
+def replay(folder: Path, store: str | None, keep: bool) -> None:
+    """Store the traces that `deliver(spill=FOLDER)` has left on disk.
+
+    What is in the store already is not added again. A file that a live process has is left
+    alone. Exits with 1 if something is not stored.
+    """
+    from spanguard.cli.replay import ReplayError, run
+
+    _hush_mlflow()
+    try:
+        is_all_stored = run(folder, _console(), store=store, keep=keep)
+    except (ReplayError, OSError) as error:
+        click.echo(f"Error: {_first_line(error)}", err=True)
+        raise SystemExit(2) from error
+    if not is_all_stored:
+        raise SystemExit(1)
 
 
 @main.command()
