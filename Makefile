@@ -7,6 +7,7 @@
 # make wheel               build wheel and sdist; install the wheel elsewhere, and try it there
 # make lint                ruff, mypy, pyright, and the arrows between the packages
 # make bench               what one span costs, beside the raw client and others
+# make bench-delivery      how many traces arrive, and how quickly, beside MLflow alone
 # make clean               remove the environments that these have set up
 # make help                print this list
 # Each sets up what it needs in .venv first; a Python from 3.10 to 3.13 is all it asks for.
@@ -22,7 +23,7 @@ VENV ?= .venv
 PYTEST_ARGS ?= -n 3 -q
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-oldest test-newest-python test-versions test-next wheel lint bench clean help
+.PHONY: demo test test-oldest test-newest-python test-versions test-next wheel lint bench bench-delivery clean help
 
 demo: $(VENV)/installed
 	$(VENV)/bin/spanguard demo
@@ -70,6 +71,9 @@ lint: $(VENV)/linters
 bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/record.py
 	$(VENV)/bin/python benchmarks/faces.py
+
+bench-delivery: $(VENV)/installed
+	$(VENV)/bin/python benchmarks/delivery.py
 
 clean:
 	rm -rf .venv .venv-oldest .venv-newest .venv-next .venv-mlflow-* dist
