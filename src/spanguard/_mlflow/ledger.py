@@ -12,7 +12,6 @@ __all__ = ["Ledger", "Loss"]
 
 # Of traces that nobody asks for by flush(), so many are remembered; older ones are forgotten.
 _MAX_REMEMBERED = 20_000
-_NOT_THERE = object()
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,9 @@ class Ledger:
 
     def taken(self, trace: Hashable, *, whole: bool = False) -> None:
         """Note that the store has a trace; the `whole` of it, whatever part was refused."""
-        was_waiting = self._waiting.pop(trace, _NOT_THERE) is not _NOT_THERE
-        self.stored += was_waiting and trace not in self._refused
+        # Where MLflow stores in the thread that ends a span, it comes before the end is noted.
+        self._waiting.pop(trace, None)
+        self.stored += trace not in self._refused
         if whole:
             _remember(self._whole, trace)
             self._refused.pop(trace, None)
