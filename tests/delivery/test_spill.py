@@ -27,6 +27,8 @@ from tests.processes import run_script
 from tests.servers import answering, hung
 from tests.store import Store
 
+pytestmark = pytest.mark.versions
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
