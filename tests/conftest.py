@@ -97,8 +97,13 @@ def store(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
 def deliver_no_more() -> None:
     """Leave the delivery to MLflow, with nothing that waits for a store of this test."""
-    if deliver._intake is not None:
+    intake = deliver._intake
+    if intake is not None:
         spanguard.deliver(None)
+        intake._is_over = True
+        intake._bell.put(None)
+        for writer in intake.writers:
+            writer.stop()
     takeover.left_behind.clear()
     takeover.waits_for = deliver._intake = None
     takeover.tell_why_not = lambda reason: None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ import pytest
 
 import spanguard
 from spanguard import traced_span
-from spanguard._delivery import deliver, writer
+from spanguard._delivery import deliver, retries, writer
 from tests.delivery.test_deliver import names_of, two_spans
 from tests.servers import answering, hung
 from tests.store import Store
@@ -166,3 +168,18 @@ def test_a_writer_that_has_nothing_to_do_ends_its_thread(
     with traced_span("again"):
         pass
     assert len(store.traces()) == 2
+
+
+def test_asking_again_draws_nothing_of_what_the_user_draws() -> None:
+    hurry, asked = threading.Event(), []
+    hurry.set()
+
+    def fail() -> None:
+        asked.append(1)
+        raise ConnectionError
+
+    before = random.getstate()
+    with pytest.raises(ConnectionError):
+        retries.retrying(hurry, lambda: len(asked) > 3)(fail)
+    assert len(asked) > 3
+    assert random.getstate() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +11,8 @@ from typing import Any
 
 import requests
 from sqlalchemy import exc as sql
-from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential, wait_random
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential
+from tenacity.wait import wait_base
 
 from spanguard._mlflow.rest_delivery import StoreError
 
@@ -29,7 +31,19 @@ class Verdict(Enum):
 # Of one batch, before it counts as one that the store does not take.
 _TRIES_IF_UNSURE = 3
 _FIRST_SECONDS, _LONGEST_SECONDS = 0.2, 10.0
-_JITTER = wait_random(0, _FIRST_SECONDS)  # not all processes at the same moment
+
+
+class _Jitter(wait_base):
+    """Keeps processes from asking all at the same moment; draws nothing from the user's `random`.
+
+    As tenacity's own jitter does, from the writer's thread (test_ids.py).
+    """
+
+    _random = random.SystemRandom()
+
+    def __call__(self, retry_state: RetryCallState) -> float:
+        return self._random.uniform(0, _FIRST_SECONDS)
+
 
 _PASSING_STATUS = (408, 425, 429, 502, 503, 504)
 _BARRED_STATUS = (401, 403)
@@ -89,7 +103,7 @@ def retrying(hurry: threading.Event, is_over: Callable[[], bool]) -> Retrying:
 
     return Retrying(
         retry=retry_if_exception(_may_pass),
-        wait=wait_exponential(_FIRST_SECONDS, max=_LONGEST_SECONDS) + _JITTER,
+        wait=wait_exponential(_FIRST_SECONDS, max=_LONGEST_SECONDS) + _Jitter(),
         stop=stop,
         sleep=lambda seconds: _pause(hurry, seconds),
         reraise=True,
