@@ -60,7 +60,9 @@ def test_what_is_too_much_is_dropped_and_counted(
         spanguard.deliver(interval_seconds=0.05, max_pending_bytes=100_000, batch_traces=2)
         for number in range(40):
             two_spans(number)
-        await_true(lambda: spanguard.delivery().dropped > 20)
+        # It looks now and then, and drops one after the other: so till it is within its bounds.
+        await_true(lambda: spanguard.delivery().pending * 9_000 < 120_000)
+        assert spanguard.delivery().dropped > 20
         report = spanguard.delivery()
         assert report.recorded == 40
         assert report.stored == report.refused == report.spilled == 0
