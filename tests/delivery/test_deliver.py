@@ -239,3 +239,14 @@ def test_a_trace_that_is_open_when_the_destination_changes_arrives_where_it_bega
     assert not [one for one in recwarn if "may be lost" in str(one.message)]
     mlflow.set_tracking_uri(store.uri)
     assert store.spans().keys() == {"root", "before", "after"}
+
+
+def test_who_does_not_use_it_does_not_import_it(store: Store) -> None:
+    run(
+        """
+        import sys, spanguard
+        loaded = [name for name in ("sqlalchemy", "tenacity") if name in sys.modules]
+        assert not loaded, loaded
+        """,
+        store,
+    )

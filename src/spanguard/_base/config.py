@@ -20,6 +20,7 @@ __all__ = [
     "STRICT_VARIABLE",
     "StrictSetting",
     "current_limits",
+    "is_set",
     "is_strict",
     "limits",
     "strict",
@@ -122,7 +123,12 @@ def is_strict(override: bool | None = None) -> bool:
         return bool(block)
     if _process_setting is not None:
         return bool(_process_setting.values["enabled"])
-    return os.environ.get(STRICT_VARIABLE, "").strip().lower() in {"1", "true", "yes", "on"}
+    return is_set(STRICT_VARIABLE)
+
+
+def is_set(variable: str) -> bool:
+    """Tell whether a variable of the environment switches something on."""
+    return os.environ.get(variable, "").strip().lower() in {"1", "true", "yes", "on"}
 
 
 # -- size caps -------------------------------------------------------------------------------

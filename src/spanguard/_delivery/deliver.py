@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Final, overload
+from typing import TYPE_CHECKING, Any, Final, overload
 
+from spanguard._base.config import is_set
 from spanguard._base.findings import contained, logger, warn_once
 from spanguard._base.site import user_site
 from spanguard._base.values import kind_name, number_of, whole_number_of
 from spanguard._delivery.counts import Delivery
-from spanguard._delivery.intake import Settings, TraceIntake
+from spanguard._delivery.settings import Settings
 from spanguard._delivery.spill import prepare
 from spanguard._mlflow import exporting, takeover
 from spanguard.exceptions import SpanguardWarning
+
+if TYPE_CHECKING:
+    from spanguard._delivery.intake import TraceIntake
 
 __all__ = ["deliver", "delivery"]
 
@@ -138,7 +142,7 @@ def _seconds(name: str, value: Any) -> float:
 def _start(settings: Settings) -> None:
     global _intake
     if _intake is None:
-        _intake = TraceIntake(settings)
+        _intake = _new_intake(settings)
     else:
         _intake.change(settings)
     takeover.make_stage = _intake.stage
@@ -146,6 +150,13 @@ def _start(settings: Settings) -> None:
     takeover.waits_for = _intake
     with contained("taking over the delivery of traces"):
         takeover.follow()
+
+
+def _new_intake(settings: Settings) -> TraceIntake:
+    # Here and not at the top: it brings SQLAlchemy and tenacity, which few need.
+    from spanguard._delivery.intake import TraceIntake
+
+    return TraceIntake(settings)
 
 
 def _stop() -> None:
@@ -169,13 +180,13 @@ def start_afresh_in_child() -> None:
     takeover.forget_parents()
     if _intake is not None:
         settings, was_on = _intake.settings, takeover.make_stage is not None
-        _intake = TraceIntake(settings)
+        _intake = _new_intake(settings)
         takeover.waits_for = _intake
         takeover.make_stage = _intake.stage if was_on else None
 
 
 def _from_environment() -> None:
-    if os.environ.get("SPANGUARD_DELIVER", "").strip().lower() in {"1", "true", "yes", "on"}:
+    if is_set("SPANGUARD_DELIVER"):
         with contained("reading SPANGUARD_DELIVER"):
             deliver()
 

@@ -8,7 +8,6 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -18,23 +17,13 @@ from opentelemetry.sdk.trace import ReadableSpan
 from spanguard._base.findings import contained
 from spanguard._delivery.counts import Counts, Delivery
 from spanguard._delivery.overflow import Overflow
+from spanguard._delivery.settings import Settings
 from spanguard._delivery.stage import SpanStage
 from spanguard._delivery.writer import Writer
 from spanguard._mlflow.outgoing import Destination, Outgoing
 from spanguard._mlflow.takeover import Place
 
-__all__ = ["Settings", "TraceIntake"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How traces are delivered: the arguments of `deliver()`."""
-
-    max_pending_bytes: int = 256 * 2**20
-    batch_traces: int = 200
-    interval_seconds: float = 1.0
-    spill: Path | None = None
-    durable: bool = False
+__all__ = ["TraceIntake"]
 
 
 # As MLflow does: a trace that goes on for longer sends what has ended meanwhile.

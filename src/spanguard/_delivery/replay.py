@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from spanguard._base.file_lock import hold
-from spanguard._delivery.retries import Verdict, retrying, verdict_on
+from spanguard._delivery.retries import Verdict, retrying, store_by_halves, verdict_on
 from spanguard._delivery.spill import FORMAT, attachments_beside, read_attachments, read_lines
 from spanguard._mlflow.on_disk import OpenTrace, from_data
 from spanguard._mlflow.outgoing import Destination, Outgoing
@@ -145,22 +145,15 @@ class _Stored:
         self._on_progress = on_progress
         self._senders: dict[Destination, Sender] = {}
 
-    def store(self, batch: list[Outgoing]) -> None:
-        try:
-            self._send(batch)
-        except Exception as error:
-            if verdict_on(error) is Verdict.LATER or verdict_on(error) is Verdict.BARRED:
-                raise ReplayError(f"The store takes nothing: {reason_of(error)}.") from error
-            if len(batch) == 1:
-                self._count(batch, refused=reason_of(error))
-                return
-            middle = len(batch) // 2
-            self.store(batch[:middle])
-            self.store(batch[middle:])
-        else:
-            self._count(batch)
+    def store(self, batch: Sequence[Outgoing]) -> None:
+        store_by_halves(self._send, batch, self._give_up)
 
-    def _send(self, batch: list[Outgoing]) -> None:
+    def _give_up(self, batch: Sequence[Outgoing], error: Exception) -> None:
+        if verdict_on(error) in (Verdict.LATER, Verdict.BARRED):
+            raise ReplayError(f"The store takes nothing: {reason_of(error)}.") from error
+        self._count(batch, refused=reason_of(error))
+
+    def _send(self, batch: Sequence[Outgoing]) -> None:
         destination = batch[0].destination
         if destination not in self._senders:
             self._senders[destination] = sender_to(destination)
@@ -172,8 +165,9 @@ class _Stored:
             retrying(threading.Event(), over.is_set)(self._senders[destination].send, batch)
         finally:
             timer.cancel()
+        self._count(batch)
 
-    def _count(self, batch: list[Outgoing], refused: str | None = None) -> None:
+    def _count(self, batch: Sequence[Outgoing], refused: str | None = None) -> None:
         traces = sum(item.trace is not None for item in batch)
         if refused is None:
             self.result = replace(self.result, stored=self.result.stored + traces)

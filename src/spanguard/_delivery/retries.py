@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import Any
 
@@ -14,9 +14,10 @@ from sqlalchemy import exc as sql
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_exponential
 from tenacity.wait import wait_base
 
+from spanguard._mlflow.outgoing import Outgoing
 from spanguard._mlflow.rest_delivery import StoreError
 
-__all__ = ["Verdict", "retrying", "verdict_on"]
+__all__ = ["Verdict", "retrying", "store_by_halves", "verdict_on"]
 
 
 class Verdict(Enum):
@@ -108,6 +109,30 @@ def retrying(hurry: threading.Event, is_over: Callable[[], bool]) -> Retrying:
         sleep=lambda seconds: _pause(hurry, seconds),
         reraise=True,
     )
+
+
+def store_by_halves(
+    send: Callable[[Sequence[Outgoing]], object],
+    batch: Sequence[Outgoing],
+    give_up: Callable[[Sequence[Outgoing], Exception], object],
+) -> None:
+    """Store a batch; by halves, if the store does not take something in it.
+
+    Args:
+        send: stores things, or raises.
+        batch: the things.
+        give_up: told of what was not stored, and why: one thing; or all that was sent together,
+            where the store is away, or takes nothing from us.
+    """
+    try:
+        send(batch)
+    except Exception as error:  # noqa: BLE001
+        if len(batch) == 1 or verdict_on(error) in (Verdict.LATER, Verdict.BARRED):
+            give_up(batch, error)
+            return
+        middle = len(batch) // 2
+        store_by_halves(send, batch[:middle], give_up)
+        store_by_halves(send, batch[middle:], give_up)
 
 
 def _may_pass(error: BaseException) -> bool:

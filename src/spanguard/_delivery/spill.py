@@ -136,10 +136,6 @@ class SpillFile:
         """Tell whether there is something that is not on its way."""
         return len(self._places) > len(self._out)
 
-    @property
-    def path(self) -> Path | None:
-        return self._path
-
     def close(self) -> None:
         """Let go of the file; it goes away if all in it is stored."""
         with self._lock:
@@ -182,10 +178,9 @@ class SpillFile:
         try:
             os.lseek(self._descriptor, start, os.SEEK_SET)
             data = json.loads(os.read(self._descriptor, length))
-            item = from_data(data, destination, self._attachments(data))
+            return from_data(data, destination, self._attachments(data))
         except (OSError, ValueError, KeyError):
             return None
-        return item
 
     def _attachments(self, data: Mapping[str, Any]) -> dict[str, bytes]:
         assert self._path is not None

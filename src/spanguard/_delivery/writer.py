@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from spanguard._base.findings import internal_error, logger
 from spanguard._delivery.counts import Counts
-from spanguard._delivery.retries import Verdict, retrying, verdict_on
+from spanguard._delivery.retries import Verdict, retrying, store_by_halves, verdict_on
 from spanguard._mlflow.outgoing import Destination, Outgoing
 from spanguard._mlflow.reasons import reason_of
 from spanguard._mlflow.sending import Sender, sender_to, unobserved
@@ -120,7 +120,7 @@ class Writer:
                 self._linger()
                 self._in_hand = self._next_batch()
             try:
-                self._deliver(self._in_hand)
+                store_by_halves(self._try, self._in_hand, self._give_up)
             except Exception as error:  # noqa: BLE001
                 internal_error("delivering traces", error, quoted=True)
                 self._refuse(self._in_hand, error)
@@ -146,20 +146,13 @@ class Writer:
             batch.append(self._waiting.popleft())
         return batch
 
-    def _deliver(self, batch: Sequence[Outgoing]) -> None:
-        """Store a batch; by halves, if the store does not take something in it."""
-        try:
+    def _try(self, batch: Sequence[Outgoing]) -> None:
+        if not self._is_over:
             retrying(self._hurry, lambda: self._is_over)(self._send, batch)
-        except Exception as error:  # noqa: BLE001
-            if self._is_over:
-                return
-            verdict = verdict_on(error)
-            if len(batch) == 1 or verdict is Verdict.BARRED:
-                self._refuse(batch, error)
-                return
-            middle = len(batch) // 2
-            self._deliver(batch[:middle])
-            self._deliver(batch[middle:])
+
+    def _give_up(self, batch: Sequence[Outgoing], error: BaseException) -> None:
+        if not self._is_over:  # else whoever stopped it has what is left
+            self._refuse(batch, error)
 
     def _send(self, batch: Sequence[Outgoing]) -> None:
         self._hurry.clear()

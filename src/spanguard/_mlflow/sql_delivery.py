@@ -26,8 +26,6 @@ __all__ = ["SqlDelivery"]
 
 # MLflow 3.10 and 3.11 take the spans of one trace a call.
 _TAKES_MANY = tuple(int(part) for part in mlflow.__version__.split(".")[:2]) >= (3, 12)
-# Where start_trace comes first, log_spans of 3.10 adds the token usage to what is there already.
-_ADDS_UP_USAGE = not _TAKES_MANY
 
 _PRAGMAS = ("foreign_keys = ON", "busy_timeout = 20000", "case_sensitive_like = true")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from mlflow.tracing.utils import maybe_get_request_id
@@ -81,11 +81,9 @@ _MISSING: Any = object()  # an attribute that was not there
 class Place:
     """What was there before a stage stood there."""
 
-    processor: Any
-    exporter: Any
     destination: Destination
     export: Callable[[Sequence[ReadableSpan]], object]
-    before: dict[tuple[int, str], tuple[Any, Any]]
+    before: dict[tuple[int, str], tuple[Any, Any]] = field(default_factory=dict)
 
     def replace(self, owner: Any, name: str, value: object) -> None:
         self.before[id(owner), name] = owner, vars(owner).get(name, _MISSING)
@@ -177,7 +175,7 @@ def _take_over(processor: Any, make: Callable[[Place], Stage]) -> None:
     exporter = processor.span_exporter
     processor.force_flush()  # what has ended before goes MLflow's way
     destination = Destination(exporter._client.tracking_uri, exporter._client)
-    place = Place(processor, exporter, destination, exporter.export, {})
+    place = Place(destination, exporter.export)
     stage = make(place)
     tasks = getattr(getattr(exporter, "_async_queue", None), "_queue", None)
     if tasks is not None:
